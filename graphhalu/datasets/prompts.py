@@ -84,6 +84,7 @@ def build_prompt(
     chat: bool,
     tokenizer: PreTrainedTokenizerBase,
     system: str | None = None,
+    without: Span | None = None,
 ) -> Prompt:
     """Render the prompt of a question.
 
@@ -94,6 +95,7 @@ def build_prompt(
             26 Jul 2024, and a thinking mode is switched off.
         tokenizer: Tokenizer of the model.
         system: System prompt; ``None`` takes the question's own. A plain prompt begins with it.
+        without: A span whose text is left out.
 
     Raises:
         UsageError: If the question is empty or the template cannot show it, there is no chat
@@ -104,7 +106,7 @@ def build_prompt(
         raise UsageError(f"question {question.question_id!r} has no text")
     if template not in PROMPT_TEMPLATES:
         raise unknown_name("prompt template", template, PROMPT_TEMPLATES)
-    body = PROMPT_TEMPLATES[template](question)
+    body = [piece for piece in PROMPT_TEMPLATES[template](question) if piece[0] != without]
     system = question.system if system is None else system
     system = system if system and system.strip() else None
     if chat:

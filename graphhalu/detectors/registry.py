@@ -26,7 +26,9 @@ _MODULES: Final = (
     ("probes", "instability-probe entropy-heads toha likelihood-probe hidden-probe"),
     ("saplma", "saplma"),
     ("haloscope", "haloscope"),
-    ("samples", "semantic-entropy lexical-similarity eigv deg sample-agreement"),
+    ("samples", "semantic-entropy lexical-similarity eigv deg ecc kernel-entropy"),
+    ("samples", "selfcheck-ngram token-sar sentence-sar sample-agreement"),
+    ("contrast", "gasp lumina"),
     ("probes", "hallushift icr"),
     ("joint", "joint-probe"),
     ("stack", "all-features"),
@@ -40,7 +42,10 @@ _MODULES: Final = (
     ("text", "token-text"),
     ("token_probes", "token-overlap token-shuffled token-attention token-hidden token-probe"),
     ("gnn.detectors", "token-graph token-no-edges"),
-    ("smoothing", "token-smoothed token-hidden-smoothed"),
+    ("gnn.evidence", "token-evidence token-evidence-streaming token-evidence-alone"),
+    ("gnn.evidence", "token-evidence-neighbours token-evidence-random"),
+    ("contrast", "token-contrast token-shift token-residual token-cortex"),
+    ("smoothing", "token-smoothed token-hidden-smoothed token-overlap-smoothed"),
 )
 """Modules and the detectors in them, those of answers first, in the order in which they are shown."""
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from rouge_score.rouge_scorer import RougeScorer
+from scipy.special import entr
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -37,7 +38,12 @@ from graphhalu.traces.trace import Trace
 LEAST_SAMPLES: Final = 2
 """With fewer samples there is no agreement."""
 WAY_OUT: Final = "It compares sampled answers: extract with --samples 10"
-_ROUGE: Final = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
+_TOKENIZER: Final = UnicodeTokenizer()
+_ROUGE: Final = RougeScorer(["rougeL"], tokenizer=_TOKENIZER)
+LARGEST_EIGENVALUE: Final = 0.9
+"""Eigenvectors of the Laplacian below it tell meanings apart."""
+HEAT_TIME: Final = 0.3
+SAR_TEMPERATURE: Final = 0.001
 
 
 class Answers(NamedTuple):
@@ -46,10 +52,12 @@ class Answers(NamedTuple):
     Attributes:
         own: The answer.
         samples: The samples; at least :data:`LEAST_SAMPLES`.
+        traces: Their traces, for numbers that read log-probabilities.
     """
 
     own: TraceRecord
     samples: Sequence[TraceRecord]
+    traces: Sequence[Trace] = ()
 
     @property
     def claims(self) -> list[frozenset[str]]:
@@ -95,6 +103,72 @@ def mean_distance(answers: Answers) -> float:
     return 1 - float(likeness(answers.claims).mean())
 
 
+def eccentricity(answers: Answers) -> float:
+    """Root of the summed squared distances of the samples from their mean, in leading eigenvectors.
+
+    Those of the normalised Laplacian of the samples' likeness whose eigenvalue is below
+    :data:`LARGEST_EIGENVALUE`.
+    """
+    weight = likeness(answers.claims)
+    scale = 1 / np.sqrt(weight.sum(axis=1))
+    values, vectors = np.linalg.eigh(np.eye(len(weight)) - scale[:, None] * weight * scale)
+    leading = vectors[:, values < LARGEST_EIGENVALUE]
+    return float(np.linalg.norm(leading - leading.mean(axis=0)))
+
+
+def kernel_entropy(answers: Answers) -> float:
+    """Von Neumann entropy (nat) of the heat kernel on the graph of the samples' likeness, of unit trace."""
+    weight = likeness(answers.claims)
+    np.fill_diagonal(weight, 0)
+    values, vectors = np.linalg.eigh(np.diag(weight.sum(axis=1)) - weight)
+    kernel = (vectors * np.exp(-HEAT_TIME * values)) @ vectors.T
+    scale = 1 / np.sqrt(np.diag(kernel))
+    spectrum = np.linalg.eigvalsh(scale[:, None] * kernel * scale / len(kernel))
+    return float(entr(np.clip(spectrum, 0, None)).sum())
+
+
+def selfcheck_ngram(answers: Answers) -> float:
+    """Mean surprise (nat) of the answer's words under word counts of samples and answer, plus one each."""
+    texts = [answers.own, *answers.samples]
+    counts = Counter(word for each in texts for word in _words(each.answer))
+    total = sum(counts.values()) + len(counts)
+    surprise = [-np.log((counts[word] + 1) / total) for word in _words(answers.own.answer)]
+    return float(np.mean(surprise)) if surprise else np.nan
+
+
+def token_sar(answers: Answers) -> float:
+    """Mean over the samples of their tokens' surprise (nat), weighted by relevance."""
+    found = []
+    for trace in answers.traces:
+        surprise = -trace.stream("token_logprob")[trace.prompt_length :]
+        relevance = token_relevance(trace.record)
+        if len(relevance) != len(surprise):
+            return np.nan
+        weights = relevance if relevance.sum() > 0 else np.ones_like(relevance)
+        found.append(float(weights @ surprise / weights.sum()))
+    return float(np.mean(found)) if found else np.nan
+
+
+def token_relevance(record: TraceRecord) -> Float[np.ndarray, "token"]:
+    """One minus the likeness of what question and answer say with and without each token."""
+    question, answer = content_words(record.question), record.answer
+    said = question | content_words(answer)
+    left = [question | content_words(answer[:start] + answer[stop:]) for start, stop in record.answer_offsets]
+    return np.array([1 - len(said & each) / len(said | each) if said | each else 0.0 for each in left])
+
+
+def sentence_sar(answers: Answers) -> float:
+    """Mean surprise (nat) of the samples, whose probability others that say the same raise."""
+    probability = np.exp([each.beam_score or 0.0 for each in answers.samples])
+    weight = likeness(answers.claims)
+    np.fill_diagonal(weight, 0)
+    return float(-np.log(probability + weight @ probability / SAR_TEMPERATURE).mean())
+
+
+def _words(text: str) -> list[str]:
+    return _TOKENIZER.tokenize(text)
+
+
 def share_against(answers: Answers) -> float:
     """Share of the samples that do not claim what the answer does."""
     own = claimed_words(answers.own)
@@ -128,8 +202,15 @@ MEASURES: Final[Mapping[str, Callable[[Answers], float]]] = {
     "score-mean": _score_mean,
     "score-spread": _score_spread,
     "length-spread": _length_spread,
+    "eccentricity": eccentricity,
+    "kernel-entropy": kernel_entropy,
+    "selfcheck-ngram": selfcheck_ngram,
+    "token-sar": token_sar,
+    "sentence-sar": sentence_sar,
 }
 """Numbers of an answer and its samples, by name."""
+AGREEMENT: Final = tuple(MEASURES)[:9]
+"""Those that the trained detector reads."""
 
 
 def measured(traces: Sequence[Trace], names: Sequence[str]) -> Float[np.ndarray, "trace measure"]:
@@ -137,9 +218,10 @@ def measured(traces: Sequence[Trace], names: Sequence[str]) -> Float[np.ndarray,
     found = np.full((len(traces), len(names)), np.nan)
     for place, (trace, siblings) in enumerate(zip(traces, sibling_traces(traces), strict=True)):
         own = trace.record
-        samples = [each.record for each in siblings if each.record.is_sample and each.record != own]
+        samples = [each for each in siblings if each.record.is_sample and each.record != own]
         if len(samples) >= LEAST_SAMPLES and own.answer.strip():
-            found[place] = [MEASURES[name](Answers(own, samples)) for name in names]
+            answers = Answers(own, [each.record for each in samples], samples)
+            found[place] = [MEASURES[name](answers) for name in names]
     return found
 
 
@@ -159,10 +241,15 @@ SemanticEntropy: Final = SampleScalar.variant("semantic-entropy")
 LexicalSimilarity: Final = SampleScalar.variant("lexical-similarity")
 Eigv: Final = SampleScalar.variant("eigv")
 Deg: Final = SampleScalar.variant("deg")
+Ecc: Final = SampleScalar.variant("ecc")
+KernelEntropy: Final = SampleScalar.variant("kernel-entropy")
+SelfcheckNgram: Final = SampleScalar.variant("selfcheck-ngram")
+TokenSar: Final = SampleScalar.variant("token-sar")
+SentenceSar: Final = SampleScalar.variant("sentence-sar")
 
 
 class SampleAgreement(TrainedDetector):
-    """Logistic regression on all numbers of :data:`MEASURES`, standardised, classes balanced."""
+    """Logistic regression on all numbers of :data:`AGREEMENT`, standardised, classes balanced."""
 
     card: ClassVar[DetectorCard] = DetectorCard.of("sample-agreement")
 
@@ -173,12 +260,12 @@ class SampleAgreement(TrainedDetector):
     @property
     def n_parameters(self) -> int:
         """A weight a number, and the bias."""
-        return len(MEASURES) + 1
+        return len(AGREEMENT) + 1
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Fit on the valid labels of ``split.train``; validation takes no part."""
         chosen = ChosenTraces.labelled(traces, labels, split.train)
-        values = measured(chosen, tuple(MEASURES)) if len(chosen) else np.zeros((0, len(MEASURES)))
+        values = measured(chosen, AGREEMENT) if len(chosen) else np.zeros((0, len(AGREEMENT)))
         known = np.isfinite(values).all(axis=1)
         targets = labels.values[np.array(chosen.indices, dtype=np.int64)[known]]
         check_classes(targets, self.card, n_without=int((~known).sum()), way_out=WAY_OUT)
@@ -194,18 +281,18 @@ class SampleAgreement(TrainedDetector):
         """Logit of each trace whose question has samples."""
         weights = self.fitted(self.weights)
         check_identity(self.identity, traces)
-        values = measured(traces, tuple(MEASURES))
+        values = measured(traces, AGREEMENT)
         # row by row, so that none depends on the others
         return Scores.of((values * weights["weight"]).sum(axis=1) + weights["bias"][0])
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write the weights; name what they belong to."""
         write_arrays(folder, self.fitted(self.weights))
-        return {"measures": list(MEASURES)}
+        return {"measures": list(AGREEMENT)}
 
     def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
         """Take over saved weights of the same numbers."""
         arrays = read_arrays(folder)
-        if list(values.get("measures", ())) != list(MEASURES) or len(arrays["weight"]) != len(MEASURES):
-            raise ValueError(f"weights of {values.get('measures')}, expected those of {list(MEASURES)}")
+        if list(values.get("measures", ())) != list(AGREEMENT) or len(arrays["weight"]) != len(AGREEMENT):
+            raise ValueError(f"weights of {values.get('measures')}, expected those of {list(AGREEMENT)}")
         self.weights = {name: arrays[name].astype(np.float64) for name in ("weight", "bias")}

@@ -196,3 +196,4 @@ def _smoothed(
 
 TokenSmoothed: Final = SmoothedDetector.variant("token-smoothed")
 TokenHiddenSmoothed: Final = SmoothedDetector.variant("token-hidden-smoothed")
+TokenOverlapSmoothed: Final = SmoothedDetector.variant("token-overlap-smoothed")

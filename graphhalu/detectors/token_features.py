@@ -16,13 +16,13 @@ from graphhalu.core.axes import Span
 from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.core.registry import unknown_name
 from graphhalu.features.matrix import REMEMBERED, part_digest
+from graphhalu.graphs.nodes import runs_in_prompt
 from graphhalu.traces.part import LazyArray
-from graphhalu.traces.schema import TraceShape
-from graphhalu.traces.trace import Trace
+from graphhalu.traces.schema import TraceShape, from_bfloat16_bits
+from graphhalu.traces.trace import Trace, layer_position
 
 Place = Literal["token", "before", "own"]
 
-HIDDEN: Final = "hidden"
 _LEAST: Final = 1e-6
 
 
@@ -43,22 +43,28 @@ class TokenColumns(NamedTuple):
 def family_columns(trace: Trace, family: str) -> TokenColumns:
     """The columns of a family; hidden states of layer 10 are ``hidden.10``.
 
+    So are ``shift`` (those states minus the ones without the context) and ``residual`` (what of a shift
+    does not come from earlier tokens of the answer).
+
     Raises:
         UnknownNameError: If there is no such family.
         TraceNotFoundError: If the trace does not keep what the family reads.
     """
     name, _, layer = family.partition(".")
-    if name == HIDDEN and layer.isdecimal():
-        return _hidden(trace, int(layer))
+    if name in OF_LAYER and layer.isdecimal():
+        return OF_LAYER[name](trace, int(layer))
     if family not in FAMILIES:
-        raise unknown_name("family of token features", family, [*FAMILIES, f"{HIDDEN}.LAYER"])
+        known = [*FAMILIES, *(f"{name}.LAYER" for name in OF_LAYER)]
+        raise unknown_name("family of token features", family, known)
     return FAMILIES[family](trace)
 
 
 def expanded(families: Sequence[str], shape: TraceShape) -> tuple[str, ...]:
-    """The families with ``hidden`` replaced by one of each kept layer."""
-    hidden = tuple(f"{HIDDEN}.{layer}" for layer in shape.hidden_layers)
-    return tuple(chain(*(hidden if family == HIDDEN else (family,) for family in families)))
+    """The families, those that are read of a layer replaced by one of each kept layer."""
+    layers = dict.fromkeys(OF_LAYER, shape.hidden_layers)
+    layers["residual"] = tuple(n for n in shape.hidden_layers if n - 1 in shape.attention_layers)
+    every = ([f"{name}.{n}" for n in layers[name]] if name in OF_LAYER else (name,) for name in families)
+    return tuple(chain(*every))
 
 
 class View(NamedTuple):
@@ -161,6 +167,48 @@ def _hidden(trace: Trace, layer: int) -> TokenColumns:
     return TokenColumns(np.ascontiguousarray(values), names, is_of_rows=True)
 
 
+def _shift(trace: Trace, layer: int) -> TokenColumns:
+    """Hidden states with the context minus those without."""
+    position = layer_position(layer, trace.shape.hidden_layers, "hidden states of layer")
+    hidden, names, _ = _hidden(trace, layer)
+    without = from_bfloat16_bits(trace.array("contrast_hidden")[position])[_rows(trace)]
+    return TokenColumns(hidden - without, names, is_of_rows=True)
+
+
+def _residual(trace: Trace, layer: int) -> TokenColumns:
+    """What of a shift is not the mean of the earlier answer tokens' shifts by attention.
+
+    ``c_i = d_i - sum_{j < i} a_ij d_j`` over answer tokens ``j``, with the mean over heads of the attention
+    whose output makes this hidden state.
+
+    Source:
+        CORTEX, arXiv:2606.31033. Rows of attention are not renormalised over the answer.
+    """
+    shift, names, _ = _shift(trace, layer)
+    rows = _rows(trace)
+    attention = trace.censored_attention(layer - 1)[:, rows].mean(0)
+    # columns of the rows themselves: the last prompt token first
+    among = attention[:, trace.prompt_length - 1 :].copy()
+    among[:, 0] = 0
+    np.fill_diagonal(among, 0)
+    return TokenColumns(shift - among @ shift, names, is_of_rows=True)
+
+
+def _contrast(trace: Trace) -> TokenColumns:
+    """Likelihood with and without the context, the shift of the output, and ranks in every kept layer."""
+    answer = slice(trace.prompt_length, None)
+    logprob, without = (trace.stream(name)[answer] for name in ("token_logprob", "contrast_logprob"))
+    ranks = np.log1p(trace.stream("lens_rank")[:, answer])
+    columns = {
+        "drop": logprob - without,
+        "surprise_without": -without,
+        "entropy_without": trace.stream("contrast_entropy")[answer],
+        "output_shift": trace.stream("output_shift")[answer],
+        **{f"rank{layer}": rank for layer, rank in zip(trace.shape.hidden_layers, ranks, strict=True)},
+    }
+    return TokenColumns(np.stack(list(columns.values()), axis=1), tuple(columns), False)
+
+
 def _likelihood(trace: Trace) -> TokenColumns:
     answer = slice(trace.prompt_length, None)
     columns = (
@@ -191,14 +239,8 @@ def _position(trace: Trace) -> TokenColumns:
 
 def _overlap(trace: Trace) -> TokenColumns:
     """Whether the token, it with the one before, and it with the two before are in the prompt."""
-    ids = trace.token_ids.tolist()
-    start = trace.prompt_length
-    columns = []
-    for size in (1, 2, 3):
-        seen = {tuple(ids[at : at + size]) for at in range(start - size + 1)}
-        runs = [tuple(ids[max(0, at - size + 1) : at + 1]) for at in range(start, len(ids))]
-        columns.append(np.array([run in seen for run in runs], dtype=np.float64))
-    return TokenColumns(np.stack(columns, axis=1), ("one", "two", "three"), False)
+    values = runs_in_prompt(trace.token_ids.tolist(), trace.prompt_length)
+    return TokenColumns(values, ("one", "two", "three"), False)
 
 
 def _rows(trace: Trace) -> slice:
@@ -217,8 +259,15 @@ FAMILIES: Final[dict[str, Callable[[Trace], TokenColumns]]] = {
     "likelihood": _likelihood,
     "position": _position,
     "overlap": _overlap,
+    "contrast": _contrast,
 }
-"""Families by name; hidden states have one a layer."""
+"""Families by name."""
+OF_LAYER: Final[dict[str, Callable[[Trace, int], TokenColumns]]] = {
+    "hidden": _hidden,
+    "shift": _shift,
+    "residual": _residual,
+}
+"""Families that are read of a layer, as ``hidden.10``."""
 
 
 def _columns(trace: Trace, family: str) -> TokenColumns:

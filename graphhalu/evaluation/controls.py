@@ -111,7 +111,7 @@ def question_mass(traces: Sequence[Trace], config: NetworkConfig) -> Iterator[tu
     shape = traces[0].shape
     layers, n_heads = default_layers(shape), shape.n_heads
     heads = np.unique(np.linspace(0, n_heads - 1, min(HEADS, n_heads)).round().astype(int))
-    recipe = replace(config.recipe(layers, shape), view="layers", nodes=("span",))
+    recipe = replace(config.recipe(layers, traces[0]), view="layers", nodes=("span",))
     on_edges = np.zeros((len(traces), len(layers), n_heads))
     for data in AttentionGraphs.of_recipe(traces, layers, recipe):
         key, query = data.edge_index

@@ -123,8 +123,8 @@ class DetectorSpec:
         return default
 
     @property
-    def compares(self) -> Literal["answers", "samples"] | None:
-        """Whether it needs several answers to a question, as far as its card can be had."""
+    def compares(self) -> Literal["answers", "samples", "context"] | None:
+        """What it needs beside single answers, as far as its card can be had."""
         return getattr(self.attribute("card"), "compares", None)
 
     def card(self) -> DetectorCard:

@@ -125,18 +125,20 @@ def capture_attention(
     layer: int = module.layer_idx  # type: ignore[assignment]
     recipe = recipe_of(attention_mask, type(module).__name__)
 
+    # tokens that a cache holds come before the rows
+    rows = RowRange(key.shape[2] - query.shape[2], key.shape[2])
+
     def of_rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Output and weights of some rows."""
         eager, mask = own_eager_attention(module), recipe.rows(start, stop)
-        keys, values = key[:, :, :stop], value[:, :, :stop]
-        return eager(module, query[:, :, start:stop], keys, values, mask, **settings)
+        queries = query[:, :, start - rows.start : stop - rows.start]
+        return eager(module, queries, key[:, :, :stop], value[:, :, :stop], mask, **settings)
 
     observer.values(layer, value)
-    wanted = observer.wanted_rows(layer) or RowRange(0, 0)
-    n_rows = query.shape[2]
-    if fast == "eager" or 2 * (wanted.stop - wanted.start) > n_rows:
+    wanted = observer.wanted_rows(layer) or RowRange(rows.start, rows.start)
+    if fast == "eager" or 2 * (wanted.stop - wanted.start) > rows.stop - rows.start:
         outputs = []
-        for start, stop in row_chunks(RowRange(0, n_rows), query, row_chunk):
+        for start, stop in row_chunks(rows, query, row_chunk):
             output, weights = of_rows(start, stop)
             first, last = max(wanted.start, start), min(wanted.stop, stop)
             if first < last:
@@ -192,7 +194,7 @@ class MaskRecipe:
             return self._chunks[start, stop]
         padding = self.arguments.get("attention_mask")
         changed = {
-            "q_offset": self.arguments.get("q_offset", 0) + start,
+            "q_offset": start,
             "q_length": stop - start,
             "kv_length": stop,
             "attention_mask": padding[:, :stop] if isinstance(padding, Tensor) else padding,

@@ -18,10 +18,11 @@ from graphhalu.datasets.prompts import DEFAULT_TEMPLATE
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.extract.capture import capture_note, reads_values
+from graphhalu.extract.contrast import REPLAYED, Contrast
 from graphhalu.extract.forward import Replayed, TokenSequence
-from graphhalu.extract.generate import Answer, beam_search, sample_draws
+from graphhalu.extract.generate import Answer, beam_search, sample_draws, shared_decoding_fault
 from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, trace_record
-from graphhalu.extract.replay import replay
+from graphhalu.extract.replay import replay, replay_shared
 from graphhalu.extract.settings import ExtractConfig, PromptSettings, trace_shape
 from graphhalu.models.check import load_checked
 from graphhalu.models.load import LoadedModel, free_memory
@@ -41,6 +42,8 @@ all questions of the run."""
 _DTYPES: Final = ("float32", "bfloat16", "float16")
 REPLAY_TOKENS: Final = 2048
 """Tokens of one replay batch, padding included, unless a single sequence is longer."""
+SHARED_TOKENS: Final = 128
+"""Tokens of prompts that a prompt for itself must save to be worth a replay of its own."""
 
 
 PART_BYTES: Final = 512 * 2**20
@@ -66,6 +69,7 @@ class Extraction:
         self.shape: TraceShape = trace_shape(loaded, config.capture)
         without_values = () if reads_values(loaded.model) else ("value_norm",)
         self.arrays = tuple(n for n in config.capture.arrays() if n not in without_values)
+        self.contrast = Contrast(loaded.model, self.shape) if config.capture.contrast else None
         settings = self.config.generation
         self.search = None
         if settings.answers == "generated":
@@ -215,19 +219,63 @@ class Extraction:
             option_ids=prompt.option_ids,
         )
 
+    @cached_property
+    def _can_share(self) -> bool:
+        """Whether answers to one prompt can be replayed behind it."""
+        return shared_decoding_fault(self.loaded.model, self.loaded.layer_windows) is None
+
     def _replayed(self, answers: Sequence[tuple[Prompt, Answer]]) -> Iterator[tuple[TraceRecord, Replayed]]:
-        """Replay in groups of rising length whose padded size stays within ``REPLAY_TOKENS``."""
+        """Replay answers to one prompt behind it where that saves enough, all others together.
 
-        def fits(group: list[tuple[Prompt, Answer, TokenSequence]]) -> bool:
-            return len(group) * group[-1][2].length <= REPLAY_TOKENS
+        Groups are of rising length, and their padded size stays within ``REPLAY_TOKENS``.
+        """
+        of_question: dict[str, list[tuple[Prompt, Answer]]] = {}
+        for each in answers:
+            of_question.setdefault(each[0].question.question_id, []).append(each)
+        alone: list[tuple[Prompt, Answer]] = []
+        for group in of_question.values():
+            if (len(group) - 1) * group[0][0].length >= SHARED_TOKENS and self._can_share:
+                for part in self._sized(group, lambda each: len(each[1].token_ids)):
+                    yield from self._results(part, replay_shared)
+            else:
+                alone += group
+        for part in self._sized(alone, lambda each: each[0].length + len(each[1].token_ids)):
+            yield from self._results(part, replay)
 
-        items = [(*each, self._sequence(*each)) for each in answers]
+    def _sized(
+        self, items: Sequence[tuple[Prompt, Answer]], size: Callable[[tuple[Prompt, Answer]], int]
+    ) -> Iterator[list[tuple[Prompt, Answer]]]:
+        return grouped(sorted(items, key=size), lambda part: len(part) * size(part[-1]) <= REPLAY_TOKENS)
+
+    def _results(
+        self, group: Sequence[tuple[Prompt, Answer]], run: Callable[..., list[Replayed]]
+    ) -> Iterator[tuple[TraceRecord, Replayed]]:
+        """Replay one batch; with contrast, again without the contexts."""
+        sequences = [self._sequence(*each) for each in group]
         model, edge_mass = self.loaded.model, self.config.capture.edge_mass
-        for group in grouped(sorted(items, key=lambda item: item[2].length), fits):
-            sequences = [sequence for _, _, sequence in group]
-            results = replay(model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass)
-            for (prompt, answer, sequence), result in zip(group, results, strict=True):
-                yield trace_record(prompt, answer, sequence, result), result
+        results = run(model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass)
+        if self.contrast is not None:
+            compared = [place for place, (prompt, _) in enumerate(group) if prompt.bare is not None]
+            bare = [self._bare_sequence(*group[place]) for place in compared]
+            again = run(model, bare, shape=self.shape, arrays=REPLAYED) if bare else []
+            without = dict(zip(compared, again, strict=True))
+            results = [
+                self.contrast.compared(sequence, result, without.get(place))
+                for place, (sequence, result) in enumerate(zip(sequences, results, strict=True))
+            ]
+        for (prompt, answer), sequence, result in zip(group, sequences, results, strict=True):
+            yield trace_record(prompt, answer, sequence, result), result
+
+    def _bare_sequence(self, prompt: Prompt, answer: Answer) -> TokenSequence:
+        """The prompt without its context, and the same answer."""
+        assert prompt.bare is not None
+        n_prompt, n_answer = len(prompt.bare.token_ids), len(answer.token_ids)
+        return TokenSequence(
+            token_ids=np.append(prompt.bare.token_ids, answer.token_ids),
+            span_code=np.append(prompt.bare.span_code, [Span.ANSWER] * n_answer),
+            prompt_length=n_prompt,
+            row_start=n_prompt - 1,
+        )
 
 
 def grouped(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[list[T]]:

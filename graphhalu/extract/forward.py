@@ -26,7 +26,8 @@ LOGIT_ROWS: Final = 64
 _STATISTICS_BYTES: Final = 16 * 2**20
 """Logits that are reduced at a time, so that they stay in the cache."""
 
-_STATISTICS: Final = ("token_logprob", "token_entropy", "top1_margin")
+STATISTICS: Final = ("token_logprob", "token_entropy", "top1_margin")
+"""Arrays of one number a token, in the order of :func:`token_statistics`."""
 
 _BODIES: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()
 
@@ -61,12 +62,14 @@ class DeferredPass:
     Args:
         model: A causal language model of transformers.
         body: Its :func:`body_below_head`.
+        first: Position of the first token; those before it are in a cache.
         inputs: Arguments of its forward pass.
     """
 
-    def __init__(self, model: Any, body: nn.Module | None, **inputs: Any) -> None:
+    def __init__(self, model: Any, body: nn.Module | None, *, first: int = 0, **inputs: Any) -> None:
         self.model = model
         self.inputs = inputs
+        self.first = first
         self._body = body
         if body is None:
             output = model(**inputs)
@@ -78,7 +81,7 @@ class DeferredPass:
                 self._body_output = forward(*args, **settings)
                 return self._body_output
 
-            with _replaced_forward(body, remember):
+            with replaced_forward(body, remember):
                 output = model(**inputs, logits_to_keep=1)
         self._hidden_states = output.hidden_states
 
@@ -91,10 +94,10 @@ class DeferredPass:
 
     def logits(self, start: int, stop: int) -> Float[Tensor, "trace row vocabulary"]:
         """The logits of rows ``start … stop - 1``."""
+        rows = torch.arange(start - self.first, stop - self.first, device=self.inputs["input_ids"].device)
         if self._body is None:
-            return self._logits[:, start:stop]
-        rows = torch.arange(start, stop, device=self.inputs["input_ids"].device)
-        with _replaced_forward(self._body, lambda *_, **__: self._body_output):
+            return self._logits[:, rows]
+        with replaced_forward(self._body, lambda *_, **__: self._body_output):
             output = self.model(**self.inputs, logits_to_keep=rows)
         return output.logits
 
@@ -126,7 +129,7 @@ def _called_body(model: Any) -> nn.Module | None:
 
 
 @contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Run with another ``forward``; one that was set on the instance is put back."""
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
@@ -183,7 +186,7 @@ def read_likelihood(done: DeferredPass, sequences: Sequence[TokenSequence]) -> l
     results = []
     for sequence, each, logprobs in zip(sequences, found, options, strict=True):
         is_bad = np.isnan(each[1, sequence.row_start + 1 :]).any()
-        arrays = dict(zip(_STATISTICS, each, strict=True))
+        arrays = dict(zip(STATISTICS, each, strict=True))
         results.append(Replayed(arrays, "the logits hold NaN" if is_bad else None, logprobs))
     return results
 

@@ -39,6 +39,7 @@ class Prompt:
         option_ids: For each option of a multiple choice, the tokens that stand for its letter.
         answers: Answers of the data set to replay, or those that the model gave.
         failures: Why the question, or some of its answers, cannot be done.
+        bare: Its tokens without the context; ``None`` if there is none, or nothing is compared with it.
     """
 
     question: Question
@@ -47,6 +48,7 @@ class Prompt:
     option_ids: tuple[tuple[int, ...], ...] = ()
     answers: tuple[Answer, ...] = ()
     failures: tuple[str, ...] = ()
+    bare: EncodedPrompt | None = None
 
     @property
     def length(self) -> int:
@@ -66,19 +68,21 @@ def question_prompt(question: Question, config: ExtractConfig, loaded: LoadedMod
         UsageError: If the settings do not fit the data set or the model.
     """
     settings, tokenizer = config.prompt, loaded.tokenizer
-    is_chat, system = settings.chat == "on", settings.system or question.system
+    shown: dict[str, Any] = {"template": settings.template, "chat": settings.chat == "on"}
+    shown |= {"tokenizer": tokenizer, "system": settings.system or question.system}
+    bare = None
     try:
-        rendered = build_prompt(
-            question, template=settings.template, chat=is_chat, tokenizer=tokenizer, system=system
-        )
+        rendered = build_prompt(question, **shown)
         encoded = encode_prompt(rendered, tokenizer)
+        if config.capture.contrast and rendered.has(Span.CONTEXT):
+            bare = encode_prompt(build_prompt(question, **shown, without=Span.CONTEXT), tokenizer)
         n_choices = len(question.choices)
         option_ids = letter_spellings(tokenizer, n_choices) if n_choices else ()
     except UsageError:
         raise
     except GraphhaluError as error:
         return Prompt(question, failures=(str(error),))
-    prompt = Prompt(question, rendered, encoded, option_ids)
+    prompt = Prompt(question, rendered, encoded, option_ids, bare=bare)
     if config.generation.answers == "given":
         return _with_given(prompt, config, loaded)
     reason = _too_long(prompt.length + config.generation.max_new_tokens, loaded)

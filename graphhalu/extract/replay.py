@@ -9,19 +9,31 @@ whole batch lies padded in main memory, in the stored number format; afterwards 
 trace are cut out without padding. The keys of a chunk end at its last row or behind it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import Cache
 
 from graphhalu.core.axes import N_SPANS, RowRange
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.forward import DeferredPass, Replayed, TokenSequence, body_below_head, read_likelihood
+from graphhalu.extract.decode import GrowingLayer
+from graphhalu.extract.forward import (
+    STATISTICS,
+    DeferredPass,
+    Replayed,
+    TokenSequence,
+    body_below_head,
+    option_logprobs,
+    read_likelihood,
+    token_statistics,
+)
 from graphhalu.traces.schema import ARRAYS, FIXED_STEPS, N_SINK_KEYS, RAGGED_AXES, TraceShape, n_pairs
 
 _TINY: Final = torch.finfo(torch.float32).tiny
@@ -264,6 +276,18 @@ class AttentionRecorder:
                 self._bad_layers.setdefault(index, layer)
 
 
+class Prefix(NamedTuple):
+    """Tokens that have run already.
+
+    Attributes:
+        length: How many.
+        cache: Their keys and values; those of further tokens are added to it.
+    """
+
+    length: int
+    cache: Cache
+
+
 def _stored(weights: Chunk, name: str) -> Shaped[np.ndarray, "trace head row key"]:
     """Whole weights in the number format of an array."""
     if name == "attention":
@@ -298,23 +322,114 @@ def replay(
         One result a sequence, in order. A sequence on which the model gives NaN or infinity
         has a failure that names the first such layer, and the others are not touched by it.
     """
+    settings = {"row_chunk": row_chunk, "edge_mass": edge_mass}
+    return _recorded(model, sequences, shape=shape, arrays=arrays, **settings)[1]
+
+
+@torch.inference_mode()
+def replay_shared(
+    model: Any,
+    sequences: Sequence[TokenSequence],
+    *,
+    shape: TraceShape,
+    arrays: tuple[str, ...],
+    row_chunk: int | None = None,
+    edge_mass: float | None = None,
+) -> list[Replayed]:
+    """As :func:`replay`, for answers to one prompt: it runs once, and then the answers behind it.
+
+    Args:
+        model: A causal language model whose decoding can be shared
+            (:func:`graphhalu.extract.generate.shared_decoding_fault`).
+        sequences: Answers to one prompt; their prompts are the same tokens.
+        shape: As of :func:`replay`, like everything that follows.
+        arrays: As there.
+        row_chunk: As there.
+        edge_mass: As there.
+    """
+    prompt, *_ = sequences
+    length = prompt.prompt_length
+    codes = {"token_ids": prompt.token_ids[:length], "span_code": prompt.span_code[:length]}
+    settings: dict[str, Any] = {
+        "shape": shape,
+        "arrays": arrays,
+        "row_chunk": row_chunk,
+        "edge_mass": edge_mass,
+    }
+    cache = Cache(layer_class_to_replicate=GrowingLayer)
+    empty = Prefix(0, cache)
+    done, (shared,) = _recorded(model, [replace(prompt, option_ids=(), **codes)], behind=empty, **settings)
+    if shared.failure is not None:
+        return [shared] * len(sequences)
+    last = done.logits(length - 1, length)[0]
+    first_ids = torch.tensor([each.token_ids[length] for each in sequences], device=last.device)
+    first = token_statistics(last.expand(len(sequences), -1), first_ids).cpu().numpy()
+    options = option_logprobs(last[0], prompt.option_ids) if prompt.option_ids else ()
+    for layer in cache.layers:
+        layer.keep(torch.zeros(len(sequences), dtype=torch.long, device=last.device))
+    tails = [replace(each, row_start=length) for each in sequences]
+    _, results = _recorded(model, tails, behind=Prefix(length, cache), **settings)
+    return [
+        each
+        if each.failure is not None
+        else Replayed(_joined(shared.arrays, each.arrays, statistics), None, options)
+        for each, statistics in zip(results, first.T, strict=True)
+    ]
+
+
+def _joined(
+    prompt: Mapping[str, np.ndarray], answer: Mapping[str, np.ndarray], first: Float[np.ndarray, "statistic"]
+) -> dict[str, np.ndarray]:
+    """Arrays of prompt and answer from those of either; ``first`` is of the first answer token."""
+    joined = {}
+    for name, values in answer.items():
+        before, spec = prompt[name], ARRAYS[name]
+        if name in ("token_ids", "span_code", "value_norm"):  # whole already
+            joined[name] = values
+        elif name in STATISTICS:
+            length = len(before)
+            joined[name] = np.concatenate([before, [first[STATISTICS.index(name)]], values[length + 1 :]])
+            joined[name] = joined[name].astype(spec.dtype)
+        elif name == "received":
+            joined[name] = values.copy()
+            joined[name][..., : before.shape[-1]] += before
+        else:
+            joined[name] = np.concatenate([before, values], axis=spec.ragged_dim)
+    return joined
+
+
+def _recorded(
+    model: Any,
+    sequences: Sequence[TokenSequence],
+    *,
+    shape: TraceShape,
+    arrays: tuple[str, ...],
+    row_chunk: int | None,
+    edge_mass: float | None,
+    behind: Prefix | None = None,
+) -> tuple[DeferredPass, list[Replayed]]:
+    """A pass over the tokens behind a prefix, or over all."""
+    first = 0 if behind is None else behind.length
     device = next(model.parameters()).device
     recorder = AttentionRecorder(sequences, shape, arrays, device=device, edge_mass=edge_mass)
     keeps_hidden = not {"hidden", "hidden_rows"}.isdisjoint(arrays)
     # found by a pass of its own, whose attention must not be recorded
     body = body_below_head(model)
+    positions = torch.arange(first, recorder.span_of_rows.stop, device=device)
     with capturing(model, recorder, row_chunk=row_chunk):
         done = DeferredPass(
             model,
             body,
-            input_ids=recorder.token_ids,
+            first=first,
+            input_ids=recorder.token_ids[:, first:],
             attention_mask=recorder.is_token.long(),
-            position_ids=torch.arange(recorder.span_of_rows.stop, device=device).expand(len(sequences), -1),
-            use_cache=False,
+            position_ids=positions.expand(len(sequences), -1),
             output_hidden_states=list(shape.hidden_layers) if keeps_hidden else False,
+            use_cache=behind is not None,
+            **({} if behind is None else {"past_key_values": behind.cache}),
         )
     recorder.require_complete()
-    hidden, bad_layers = _hidden_arrays(done.take_hidden_states(), arrays, shape, sequences)
+    hidden, bad_layers = _hidden_arrays(done.take_hidden_states(), arrays, shape, sequences, first)
     results = []
     for index, (sequence, likely) in enumerate(zip(sequences, read_likelihood(done, sequences), strict=True)):
         failure = recorder.failure(index) or likely.failure
@@ -330,8 +445,8 @@ def replay(
             **recorder.trace_arrays(index),
             **hidden[index],
         }
-        results.append(likely._replace(arrays={name: kept[name] for name in arrays}))
-    return results
+        results.append(likely._replace(arrays={name: kept[name] for name in arrays if name in kept}))
+    return done, results
 
 
 def _hidden_arrays(
@@ -339,6 +454,7 @@ def _hidden_arrays(
     arrays: Sequence[str],
     shape: TraceShape,
     sequences: Sequence[TokenSequence],
+    first: int,
 ) -> tuple[list[dict[str, np.ndarray]], dict[int, int]]:
     """The kept hidden states of a batch, as bfloat16 bits.
 
@@ -349,6 +465,7 @@ def _hidden_arrays(
             the kept rows; others are passed over.
         shape: Which hidden states are kept.
         sequences: The batch.
+        first: Position of the first token of the states.
 
     Returns:
         The arrays of each sequence, and the first layer that is not finite by sequence.
@@ -359,7 +476,7 @@ def _hidden_arrays(
         return kept, bad_layers
     n_layers, n_features = len(shape.hidden_layers), shape.hidden_size
     for own, sequence in zip(kept, sequences, strict=True):
-        for name, start in (("hidden", 0), ("hidden_rows", sequence.row_start)):
+        for name, start in (("hidden", first), ("hidden_rows", sequence.row_start)):
             if name in arrays:
                 n_tokens = sequence.length - start
                 own[name] = np.empty((n_layers, n_tokens, n_features), dtype=np.uint16)
@@ -368,7 +485,8 @@ def _hidden_arrays(
         assert state is not None, f"the model gave no hidden states of layer {layer}"
         for index, sequence in enumerate(sequences):
             for packed in kept[index].values():
-                tokens = state[index, sequence.length - packed.shape[1] : sequence.length]
+                stop = sequence.length - first
+                tokens = state[index, stop - packed.shape[1] : stop]
                 # the sum is cheap and catches all but an overflow of the sum itself
                 if not (torch.isfinite(tokens.sum()) or torch.isfinite(tokens).all()):
                     bad_layers.setdefault(index, layer)

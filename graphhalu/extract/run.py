@@ -193,6 +193,11 @@ def extract(
     questions = load_questions(
         dataset.name, dataset.path, num_samples=n_wanted, seed=dataset.seed, fields=fields
     )
+    if config.capture.contrast and not any(question.context for question in questions):
+        raise UsageError(
+            f"--contrast compares answers with and without their context, and no question of "
+            f"{dataset.name} has one\n  Leave it out, or name the column:  --fields context=COLUMN"
+        )
     batches = question_batches(questions, config, shard)
     engine = engine or SerialExecutor()
     n_seen, n_total, started = 0, 0, time.monotonic()

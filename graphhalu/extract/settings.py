@@ -101,6 +101,21 @@ class CaptureSettings(Config):
     """With ``keep: edges``, how many edges of a row are kept at most."""
     edge_mass: float | None = Field(default=None, gt=0, le=1)
     """With ``keep: edges``, the share of a row after which no more of its edges are kept."""
+    contrast: bool = False
+    """Whether each answer is replayed without its context too, and what differs is kept."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _answer_rows(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("contrast"):
+            return {"rows": "answer", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _compare_answers(self) -> "CaptureSettings":
+        if self.contrast and self.rows != "answer":
+            raise ValueError("contrast compares the rows of the answer: rows must be answer")
+        return self
 
     @property
     def n_edges(self) -> int:
@@ -109,7 +124,7 @@ class CaptureSettings(Config):
 
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays that a store with these settings holds."""
-        from graphhalu.traces.schema import ARRAYS  # numpy would take as long as a wrong option to be told
+        from graphhalu.traces.schema import ARRAYS, CONTRAST  # numpy takes as long as refusing an option
 
         kept = {"float16": "attention", "fixed16": "attention_fixed"}[self.attention_format]
         left_out = {"attention", "attention_fixed"} - ({kept} if self.keep == "full" else set())
@@ -118,11 +133,15 @@ class CaptureSettings(Config):
         left_out.add("hidden_rows" if self.hidden_tokens == "all" else "hidden")
         if self.hidden_layers in ("none", ()):
             left_out |= {"hidden", "hidden_rows"}
+        if not self.contrast:
+            left_out |= {*CONTRAST}
         return tuple(name for name in ARRAYS if name not in left_out)
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the content; those without effect here are left out."""
         unused = set() if self.keep == "edges" else {"edges", "edge_mass"}
+        if not self.contrast:
+            unused.add("contrast")
         if self.rows == "all":
             unused.add("rows")
         if self.hidden_tokens == "all":

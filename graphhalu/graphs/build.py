@@ -38,6 +38,7 @@ class TokenGraph:
             another; attention is as the model has it, unless ``sinks="renormalise"``.
         is_answer: Which tokens belong to the answer.
         span: Named span of each token, as the integer of :class:`graphhalu.core.axes.Span`.
+        token_id: Vocabulary index of each token; -1 in a trace in memory that does not keep it.
         layer: Model layer; ``None`` in a multiplex graph.
         layers: Model layers on the edges.
         kept_mass: Share of a row's attention to other tokens (mean over heads and layers; without
@@ -54,6 +55,7 @@ class TokenGraph:
     edge_attr: Float32[np.ndarray, "edge channel"]
     is_answer: Bool[np.ndarray, "node"]
     span: UInt8[np.ndarray, "node"]
+    token_id: Int[np.ndarray, "node"]
     layer: int | None
     layers: tuple[int, ...]
     trace_id: str
@@ -261,6 +263,7 @@ def _build(traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe
     features = node_features(source, recipe.nodes, is_multiplex=is_multiplex)
     channel_names = _channel_names(source, recipe)
     is_answer, span = block.is_answer_token, block.stream("span_code")
+    ids = block.stream("token_ids") if block.has("token_ids") else np.full(len(span), -1)
     built: list[list[TokenGraph]] = [[] for _ in block.records]
     for place, (pairs, attr, kept, bounds) in enumerate(_edges(source, recipe)):
         for number, record in enumerate(block.records):
@@ -277,6 +280,7 @@ def _build(traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe
                     edge_attr=attr[of_edge].copy(),
                     is_answer=is_answer[nodes].copy(),
                     span=span[nodes].astype(np.uint8),
+                    token_id=ids[nodes].astype(np.int32),
                     layer=None if is_multiplex else layers[place],
                     layers=layers if is_multiplex else (layers[place],),
                     trace_id=record.trace_id,

@@ -38,10 +38,10 @@ class AttentionGraphs(Dataset):
     Each ``Data`` has ``x [node, feature]``, ``edge_index [2, edge]`` (from the attended key to
     the attending query, sorted by query, so ``data.is_sorted(sort_by_row=False)``),
     ``edge_attr [edge, channel]``, ``span [node]`` (integer of :class:`graphhalu.core.axes.Span`),
-    ``is_answer [node]``, ``is_readout [node]`` (answer tokens and the last prompt token, whose
-    row produces the first of them), ``layer_index [node]`` (place of the node's layer among
-    :attr:`layers`), ``kept_mass [node]``, ``trace_index``, ``question_id`` and, with labels,
-    ``y``. :attr:`node_feature_names` and :attr:`edge_feature_names` name the columns.
+    ``token_id [node]``, ``is_answer [node]``, ``is_readout [node]`` (answer tokens and the last
+    prompt token, whose row produces the first of them), ``layer_index [node]`` (place of the node's
+    layer among :attr:`layers`), ``kept_mass [node]``, ``trace_index``, ``question_id`` and, with
+    labels, ``y``. :attr:`node_feature_names` and :attr:`edge_feature_names` name the columns.
 
     Args:
         traces: A store, its path, or a list of traces.

@@ -101,6 +101,12 @@ class LayerBlock:
         spread[..., block.tokens.offsets[block.rows.trace] + block.row_token] = values
         return spread
 
+    @property
+    def is_unstored(self) -> Bool[np.ndarray, "token"]:
+        """Tokens whose row is not stored."""
+        kept = np.ones(len(self.block.row_token), dtype=np.float32)
+        return self.on_tokens(kept) == 0
+
     def _matrix(self, name: str, positions: Sequence[int]) -> np.ndarray:
         # a matrix is stored layer by layer, so only the layers asked for are decoded
         return np.stack([self.block.stored(name, position) for position in positions])
@@ -162,15 +168,15 @@ def node_features(source: LayerBlock, blocks: Sequence[str], *, is_multiplex: bo
 
 
 def check_blocks(blocks: Sequence[str]) -> None:
-    """Refuse names that are in no table; ``hidden@LAYER`` is known for every layer.
+    """Refuse names that are in no table; ``hidden@LAYER`` and ``shift@LAYER`` are known for every layer.
 
     Raises:
         UnknownNameError: Lists the known ones.
     """
     for name in blocks:
         kind, _, layer = name.partition("@")
-        if name not in NODE_BLOCKS and not (kind == "hidden" and layer.isdecimal()):
-            known = [*NODE_BLOCKS, "hidden@LAYER"]
+        if name not in NODE_BLOCKS and not (kind in WIDE and layer.isdecimal()):
+            known = [*NODE_BLOCKS, *(f"{name}@LAYER" for name in WIDE)]
             raise unknown_name("block of node features", name, known)
 
 
@@ -182,8 +188,8 @@ def hidden_block(source: LayerBlock) -> NodeBlock:
 
 def row_block(source: LayerBlock) -> NodeBlock:
     """Whether the store keeps no attention row of a token, so that what is read there is 0."""
-    kept = np.ones((1, 1, len(source.block.row_token)), dtype=np.float32)
-    return NodeBlock(1 - source.on_tokens(kept)[0].T[None], ("is_missing",), is_of_layer=False)
+    missing = source.is_unstored.astype(np.float32)[None, :, None]
+    return NodeBlock(missing, ("is_missing",), is_of_layer=False)
 
 
 def position_block(source: LayerBlock) -> NodeBlock:
@@ -278,6 +284,82 @@ def entropy_block(source: LayerBlock) -> NodeBlock:
     return NodeBlock(values, (*_head_names("relative", entropy.shape[1]), "is_missing"))
 
 
+def shift_block(source: LayerBlock) -> NodeBlock:
+    """Hidden state that the layer leaves minus the one without the context; 0 where none was compared."""
+    kept = source.block.shape.hidden_layers
+    positions = [layer_position(layer + 1, kept, "hidden states of layer") for layer in source.layers]
+    other = from_bfloat16_bits(np.stack([source.block.stored("contrast_hidden", p) for p in positions]))
+    other = source.on_tokens(other.swapaxes(1, 2)).swapaxes(1, 2)
+    is_compared = np.isfinite(other) & ~source.is_unstored[None, :, None]
+    values = np.where(is_compared, source.hidden() - np.where(is_compared, other, 0), 0)
+    return NodeBlock(values, tuple(f"unit{unit}" for unit in range(values.shape[-1])))
+
+
+def contrast_block(source: LayerBlock) -> NodeBlock:
+    """What the context does to a token of the answer, and how late it is decided.
+
+    ``drop`` is the log-probability (nat) with the context minus without, ``entropy`` that of the output
+    without, ``output_shift`` the distance of the two outputs; ``rankL`` is ``log(1 + rank)`` of the token
+    in hidden states ``L``, read through the output head.
+    """
+    block = source.block
+    without = block.stream("contrast_logprob")
+    columns = [
+        block.stream("token_logprob") - without,
+        block.stream("contrast_entropy"),
+        block.stream("output_shift"),
+        *np.log1p(np.maximum(block.stream("lens_rank"), 0)),  # -1 in the prompt
+    ]
+    is_missing = np.isnan(without)
+    values = [np.where(np.isfinite(column), column, 0) for column in columns]
+    ranks = tuple(f"rank{layer}" for layer in block.shape.hidden_layers)
+    names = ("drop", "entropy", "output_shift", *ranks, "is_missing")
+    return NodeBlock(np.stack([*values, is_missing], axis=1)[None], names, is_of_layer=False)
+
+
+def overlap_block(source: LayerBlock) -> NodeBlock:
+    """Whether an answer token, it with the one before, and it with the two before are in the prompt."""
+    block = source.block
+    ids, bounds = block.stream("token_ids"), block.tokens.offsets.tolist()
+    values = np.zeros((len(ids), 3))
+    for record, start, stop in zip(block.records, bounds, bounds[1:], strict=False):
+        found = runs_in_prompt(ids[start:stop].tolist(), record.prompt_length)
+        values[start + record.prompt_length : stop] = found
+    return NodeBlock(values[None], ("one", "two", "three"), is_of_layer=False)
+
+
+def runs_in_prompt(token_ids: Sequence[int], prompt_length: int) -> Float[np.ndarray, "token 3"]:
+    """1 where the run of one, two or three tokens that ends at an answer token is in the prompt."""
+    columns = []
+    for size in (1, 2, 3):
+        seen = {tuple(token_ids[at : at + size]) for at in range(prompt_length - size + 1)}
+        ends = range(prompt_length + 1, len(token_ids) + 1)
+        columns.append([float(tuple(token_ids[max(0, end - size) : end]) in seen) for end in ends])
+    return np.array(columns).T
+
+
+def heads_block(source: LayerBlock) -> NodeBlock:
+    """What every head of every kept layer does in a row, whatever the layers of the graph.
+
+    ``prompt`` is attention to the prompt without its first four tokens, ``answer`` to the answer, and
+    ``entropy`` that of the row over its largest value.
+    """
+    every = replace(source, layers=source.block.shape.attention_layers)
+    mass = every.stream("span_mass")
+    answer, sink = mass[..., Span.ANSWER], every.stream("sink_keys")[..., :N_SINK_KEYS].sum(-1)
+    entropy = entropy_block(every).values[..., :-1].transpose(0, 2, 1)
+    parts = {"prompt": np.maximum(mass.sum(-1) - answer - sink, 0), "answer": answer}
+    values = [*(every.on_tokens(part) for part in parts.values()), entropy]
+    names = [
+        f"{what}_layer{layer}_head{head}"
+        for what in (*parts, "entropy")
+        for layer in every.layers
+        for head in range(mass.shape[1])
+    ]
+    columns = np.concatenate([part.reshape(-1, part.shape[-1]) for part in values]).T
+    return NodeBlock(columns[None], tuple(names), is_of_layer=False)
+
+
 def likelihood_block(source: LayerBlock) -> NodeBlock:
     """Log-probability, entropy and margin of a token; the first has none and says so."""
     streams = ("token_logprob", "token_entropy", "top1_margin")
@@ -292,16 +374,19 @@ NODE_BLOCKS: Final[dict[str, BlockFunction]] = {
     for block in (
         *(hidden_block, position_block, span_block, sink_block, instability_block, roles_block),
         *(self_attention_block, diagonal_block, entropy_block, likelihood_block),
+        *(heads_block, shift_block, contrast_block, overlap_block),
     )
 }
 """Name of a block to the function that computes it."""
+WIDE: Final[dict[str, BlockFunction]] = {"hidden": hidden_block, "shift": shift_block}
+"""Blocks that ``NAME@LAYER`` reads of one layer, whatever the layers of the graph."""
 
 
 def _block(source: LayerBlock, name: str) -> NodeBlock:
     if name in NODE_BLOCKS:
         return NODE_BLOCKS[name](source)
-    layer = int(name.partition("@")[2])
-    return hidden_block(replace(source, layers=(layer,)))._replace(is_of_layer=False)
+    kind, _, layer = name.partition("@")
+    return WIDE[kind](replace(source, layers=(int(layer),)))._replace(is_of_layer=False)
 
 
 def _paid_to_sink(

@@ -37,7 +37,7 @@ BLOCK_TRACES: Final = 32
 MEMORY_BYTES: Final = 2**30
 """Graphs of one recipe that stay in memory; further ones are mapped from files."""
 FORMAT: Final = "graphhalu-graphs"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 
 Names = tuple[tuple[str, ...], tuple[str, ...]]
@@ -221,6 +221,7 @@ def _graph_data(graph: TokenGraph, place: int) -> TokenGraphData:
         # the row of the last prompt token produces the first answer token
         is_readout=is_answer | torch.cat([is_answer[1:], is_answer.new_zeros(1)]),
         span=torch.from_numpy(graph.span).long(),
+        token_id=torch.from_numpy(graph.token_id),
         layer_index=torch.full((len(graph.x),), place),
         kept_mass=torch.from_numpy(graph.kept_mass),
     )

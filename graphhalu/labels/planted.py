@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from graphhalu.core.axes import N_SPANS, Span
 from graphhalu.labels.labels import Labels, complete_labels
 from graphhalu.traces.schema import (
     ARRAYS,
+    CONTRAST,
     FIXED_STEPS,
     N_SINK_KEYS,
     TraceRecord,
@@ -45,7 +46,9 @@ _SINK_LOGIT: Final = 2.0
 SINK_SHIFT: Final = 3.0
 """Added to the logits of the first key by the signal ``sink``, and in the rows of marked tokens."""
 
-Signal = Literal["sink", "self", "lookback", "flat", "hidden", "shift", "likelihood", "text", "length"]
+Signal = Literal[
+    *("sink", "self", "lookback", "flat", "hidden", "shift", "likelihood", "text", "length", "context")
+]
 """Ways in which hallucinated traces can differ from others:
 
 ``sink``
@@ -65,10 +68,16 @@ Signal = Literal["sink", "self", "lookback", "flat", "hidden", "shift", "likelih
 ``text``
     the answer uses other words;
 ``length``
-    the answer is longer.
+    the answer is longer;
+``context``
+    the replay without context differs less from the one with it.
 """
 SIGNALS: Final[tuple[Signal, ...]] = get_args(Signal)
 _WORDS: Final = (("paris", "rome", "oslo", "bern"), ("perhaps", "maybe", "probably", "somewhat"))
+
+TokenSignal = Literal["sink", "context", "copying", "runs"]
+_WEAK_SHIFT: Final = 1.0
+"""As :data:`SINK_SHIFT`, where a token alone says little."""
 
 EdgeSignal = Literal["one hop", "two hops"]
 EDGE_SIGNALS: Final[tuple[EdgeSignal, ...]] = get_args(EdgeSignal)
@@ -131,6 +140,7 @@ def planted_trace(
     beam: int = 0,
     signals: Sequence[Signal] = (),
     is_hallucinated: bool = False,
+    prompt_lengths: tuple[int, int] = (5, 11),
 ) -> Trace:
     """One random trace.
 
@@ -138,7 +148,7 @@ def planted_trace(
     random draw but where its size does, as a longer answer.
     """
     differs = frozenset(signals) if is_hallucinated else frozenset[Signal]()
-    prompt_length = int(generator.integers(5, 11))
+    prompt_length = int(generator.integers(*prompt_lengths))
     length = prompt_length + int(generator.integers(3, 9)) + 9 * ("length" in differs)
     logits = _logits(generator, length, shape)
     places, rows = np.arange(length), logits[:, _ANSWER_HEAD, prompt_length - 1 :]
@@ -174,7 +184,35 @@ def planted_trace(
     if "hidden" in differs:
         hidden[2:, prompt_length:, 3] += 4.0
     arrays["hidden"] = arrays["hidden_rows"] = to_bfloat16_bits(hidden)
+    is_used = "context" in signals and "context" not in differs
+    arrays |= _contrast_arrays(arrays, hidden, np.full(length, 1.0 if is_used else 0.0), prompt_length)
     return Trace(_record(question, beam, answer, prompt_length, length), shape, arrays)
+
+
+def _contrast_arrays(
+    arrays: dict[str, np.ndarray],
+    hidden: Float[np.ndarray, "hidden_layer token feature"],
+    used: Float[np.ndarray, "token"],
+    prompt_length: int,
+) -> dict[str, np.ndarray]:
+    """A replay without context: random, and further from the one with it where a token used the context."""
+    generator = np.random.default_rng(arrays["token_ids"].tolist())
+    n_tokens, is_prompt = len(used), np.arange(len(used)) < prompt_length
+    noise = generator.normal(scale=0.3, size=hidden.shape)
+    noise[..., -1] -= 2 * used
+    drop = 0.3 * generator.exponential(size=n_tokens) + 3 * used
+    found = {
+        "contrast_logprob": arrays["token_logprob"] - drop,
+        "contrast_entropy": generator.exponential(size=n_tokens),
+        "output_shift": 0.1 * generator.uniform(size=n_tokens) + 0.4 * used,
+    }
+    columns = {name: np.where(is_prompt, np.nan, v).astype(np.float32) for name, v in found.items()}
+    ranks = generator.integers(0, 97, (len(hidden), n_tokens))
+    return {
+        **columns,
+        "lens_rank": np.where(is_prompt, -1, ranks).astype(np.int32),
+        "contrast_hidden": to_bfloat16_bits((hidden + noise).astype(np.float32)),
+    }
 
 
 def _record(question: int, beam: int, answer: str, prompt_length: int, length: int) -> TraceRecord:
@@ -213,7 +251,7 @@ def _arrays(
     norms = generator.exponential(size=(len(shape.attention_layers), shape.n_kv_heads, length))
     arrays["hidden"] = arrays["hidden_rows"] = to_bfloat16_bits(hidden.astype(np.float32))
     arrays["value_norm"] = norms.astype(np.float16)
-    return {name: arrays[name] for name in ARRAYS}
+    return {name: arrays[name] for name in ARRAYS if name not in CONTRAST}
 
 
 def attention_streams(
@@ -267,10 +305,11 @@ def planted_token_traces(
     signal: bool = True,
     shape: TraceShape = PLANTED_SHAPE,
     traces_a_question: int = 2,
+    evidence: TokenSignal = "sink",
 ) -> list[Trace]:
     """Random given answers; in every second one some tokens running are marked as hallucinated.
 
-    In the rows that produce marked tokens one head attends more to the first token; the twin
+    By default one head attends more to the first token in the rows that produce marked tokens; the twin
     (``signal=False``) has the same spans and no such difference. Spans begin anywhere and lie
     within the answer, so that its ends are marked a little less often than its middle.
 
@@ -280,26 +319,43 @@ def planted_token_traces(
         signal: Whether marked tokens differ from others at all.
         shape: Sizes of the model.
         traces_a_question: Answers that share a context and its group.
+        evidence: What holds the label: ``"sink"``, ``"context"`` (only what the context changes),
+            ``"copying"`` (other tokens repeat those of the prompt that they attend to), or ``"runs"`` (as
+            ``"sink"``, so weakly that a token alone says little).
     """
     generator, traces = np.random.default_rng(seed), []
     # the signal "length" makes all answers long
     how: dict[str, Any] = {"shape": shape, "signals": ("length",), "is_hallucinated": True}
+    if evidence == "copying":
+        how["prompt_lengths"] = (11, 17)  # tokens to copy beside the sinks
     for index in range(n_traces):
         question, beam = divmod(index, traces_a_question)
         trace = planted_trace(question, generator, beam=beam, **how)
         start = int(generator.integers(0, trace.answer_length - _N_MARKED))
         marked = start + np.arange(_N_MARKED * ((question + index) % 2))
-        traces.append(_with_marked_tokens(trace, marked, signal=signal))
+        traces.append(_with_marked_tokens(trace, marked, evidence if signal else None))
     return traces
 
 
-def _with_marked_tokens(trace: Trace, marked: Int[np.ndarray, "token"], *, signal: bool) -> Trace:
+def _with_marked_tokens(
+    trace: Trace, marked: Int[np.ndarray, "token"], evidence: TokenSignal | None
+) -> Trace:
     """A given answer of words of three letters with a space before each; a word is a token."""
     attention = np.stack([trace.attention(layer) for layer in trace.shape.attention_layers])
-    if signal:
-        attention = attention.astype(np.float64)
-        attention[:, _SIGNAL_HEAD, marked + trace.prompt_length - 1, 0] *= np.exp(SINK_SHIFT)
-        attention /= attention.sum(-1, keepdims=True)
+    attention, arrays = attention.astype(np.float64), dict(trace.arrays)
+    is_marked = np.zeros(trace.length, dtype=bool)
+    is_marked[trace.prompt_length + marked] = True
+    if evidence in ("sink", "runs"):
+        shift = SINK_SHIFT if evidence == "sink" else _WEAK_SHIFT
+        attention[:, _SIGNAL_HEAD, marked + trace.prompt_length - 1, 0] *= np.exp(shift)
+    elif evidence == "context":
+        hidden = from_bfloat16_bits(arrays["hidden"])
+        used = 1.0 - is_marked.astype(np.float64)
+        arrays |= _contrast_arrays(arrays, hidden, used, trace.prompt_length)
+    elif evidence == "copying":
+        ids = _with_copies(trace, attention, is_marked)
+        arrays["token_ids"] = ids
+    attention /= attention.sum(-1, keepdims=True)
     n_tokens = trace.answer_length
     is_hallucinated = len(marked) > 0
     record = replace(
@@ -312,7 +368,25 @@ def _with_marked_tokens(trace: Trace, marked: Int[np.ndarray, "token"], *, signa
         given_spans=((int(marked[0]) * _WORD, int(marked[-1] + 1) * _WORD - 1),) if is_hallucinated else (),
     )
     streams = attention_streams(attention, trace.span_code, n_edges=trace.shape.n_edges)
-    return Trace(record, trace.shape, {**trace.arrays, **streams})
+    return Trace(record, trace.shape, {**arrays, **streams})
+
+
+def _with_copies(
+    trace: Trace, attention: Attention, is_marked: Bool[np.ndarray, "token"]
+) -> Int[np.ndarray, "token"]:
+    """Tokens of which each is one of the prompt; the row before attends to that one, or if marked to another.
+
+    Which tokens the prompt has, and how much a row attends to one of them, says nothing of the label.
+    """
+    ids, start = np.array(trace.token_ids), trace.prompt_length
+    seen = np.arange(N_SINK_KEYS, start)
+    ids[seen] = np.unique(ids)[0] + 1 + np.arange(len(seen))
+    generator = np.random.default_rng(ids.tolist())
+    for token in range(start, trace.length):
+        told, other = generator.choice(seen, 2, replace=False)
+        ids[token] = ids[told]
+        attention[:, _SIGNAL_HEAD, token - 1, other if is_marked[token] else told] *= np.exp(_EDGE_LOGIT)
+    return ids
 
 
 def planted_edge_traces(n_traces: int, signal: EdgeSignal, *, seed: int = 0) -> tuple[list[Trace], Labels]:

@@ -15,7 +15,9 @@ from graphhalu.traces.schema import ARRAYS, RAGGED_AXES, TraceShape
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-COMPRESSED: Final = {"attention": 0.9, "attention_fixed": 0.75, "hidden": 0.85, "hidden_rows": 0.85}
+COMPRESSED: Final = {"attention": 0.9, "attention_fixed": 0.75} | dict.fromkeys(
+    ("hidden", "hidden_rows", "contrast_hidden"), 0.85
+)
 """Compressed share of an array, a little above what was measured; streams count in full."""
 
 

@@ -64,6 +64,8 @@ ARRAYS: Final = {
     name: ArraySpec(name, **{**fields, "axes": tuple(fields["axes"])}) for name, fields in _TABLE.items()
 }
 """Every array that a part may hold; a store lists the ones it keeps."""
+CONTRAST: Final = ("contrast_logprob", "contrast_entropy", "output_shift", "lens_rank", "contrast_hidden")
+"""Those that compare an answer with a replay of it without its context."""
 
 
 def array_spec(name: str) -> ArraySpec:

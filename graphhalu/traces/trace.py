@@ -141,9 +141,9 @@ class Trace:
         """
         position = layer_position(layer, self.shape.attention_layers, "attention of layer")
         if "attention" not in self.arrays and "attention_fixed" in self.arrays:
-            packed = from_fixed_point(self._array("attention_fixed")[position])
+            packed = from_fixed_point(self.array("attention_fixed")[position])
         else:
-            packed = self._array("attention")[position].astype(np.float32)
+            packed = self.array("attention")[position].astype(np.float32)
         return unpack_triangle(packed, self.length, self.record.row_start)
 
     def edges(self, layer: int) -> Edges:
@@ -182,7 +182,7 @@ class Trace:
             TraceNotFoundError: If the store does not keep hidden states, or not this one.
         """
         position = layer_position(layer, self.shape.hidden_layers, "hidden states of layer")
-        return from_bfloat16_bits(self._array("hidden")[position])
+        return from_bfloat16_bits(self.array("hidden")[position])
 
     def hidden_rows(self, layer: int) -> Float[np.ndarray, "row feature"]:
         """Hidden states of the stored rows, float32; layers as in :meth:`hidden`.
@@ -193,11 +193,11 @@ class Trace:
         if "hidden_rows" not in self.arrays:
             return self.hidden(layer)[self.record.row_start :]
         position = layer_position(layer, self.shape.hidden_layers, "hidden states of layer")
-        return from_bfloat16_bits(self._array("hidden_rows")[position])
+        return from_bfloat16_bits(self.array("hidden_rows")[position])
 
     def stream(self, name: str) -> Shaped[np.ndarray, "..."]:
         """A whole array by name; half precision, bfloat16 bits and fixed point as float32."""
-        values = self._array(name)[:]
+        values = self.array(name)[:]
         encoding = array_spec(name).encoding
         if encoding != "plain":
             return (from_bfloat16_bits if encoding == "bfloat16" else from_fixed_point)(values)
@@ -206,10 +206,16 @@ class Trace:
     def layer_stream(self, name: str, layer: int) -> Shaped[np.ndarray, "..."]:
         """One model layer of a stream whose first axis is ``layer``, as :meth:`stream`."""
         position = layer_position(layer, self.shape.attention_layers, f"{name} of layer")
-        values = self._array(name)[position]
+        values = self.array(name)[position]
         return values.astype(np.float32) if values.dtype == np.float16 else values
 
-    def _array(self, name: str) -> np.ndarray | LazyArray:
+    def array(self, name: str) -> np.ndarray | LazyArray:
+        """An array in the stored number format; of a store, entries of its first axis are read alone.
+
+        Raises:
+            UnknownNameError: If no array has this name.
+            TraceNotFoundError: If the trace does not keep it.
+        """
         array_spec(name)
         if name not in self.arrays:
             raise TraceNotFoundError(

@@ -39,7 +39,7 @@ from graphhalu.traces.trace import Trace
 CHUNK_ELEMENTS: Final = 2**20
 """Most elements of one chunk: a reader of one layer of one trace decodes a few megabytes."""
 
-MATRICES: Final = ("attention", "attention_fixed", "hidden", "hidden_rows")
+MATRICES: Final = ("attention", "attention_fixed", "hidden", "hidden_rows", "contrast_hidden")
 """Arrays of which one layer is often read alone: a chunk never holds two layers of them."""
 _BYTES: Final = ArraySpec(RECORDS, ("token",), "uint8", "JSON Lines, one object a trace")
 _INFINITY_BITS: Final = 0x7C00

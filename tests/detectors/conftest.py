@@ -70,7 +70,12 @@ def few_beams():
     return fewer(planted(False, seed=0, traces_a_question=2))
 
 
-OF_SAMPLES = frozenset({"semantic-entropy", "lexical-similarity", "eigv", "deg", "sample-agreement"})
+OF_SAMPLES = frozenset(
+    {
+        *("semantic-entropy", "lexical-similarity", "eigv", "deg", "ecc", "kernel-entropy"),
+        *("selfcheck-ngram", "token-sar", "sentence-sar", "sample-agreement"),
+    }
+)
 """Detectors that compare sampled answers."""
 
 
@@ -85,10 +90,16 @@ def with_samples(data, *, share=1.0, n_samples=4, seed=0):
         for place in range(1, n_samples + 1):
             is_other = value == 1 and rng.random() < share
             claim = f"thing{rng.integers(0, 97)}" if is_other else trace.record.answer
-            answer = f"it is {claim} indeed"
+            answer = f"{claim} it is"
             name = f"{trace.record.question_id}#{place}"
             named = {"trace_id": name, "beam_index": place, "is_sample": True}
-            samples.append(Trace(replace(trace.record, answer=answer, **named), trace.shape, trace.arrays))
+            # the first token is the claim, and a claim of its own is a surprise
+            ends = [len(claim), *[len(answer)] * (trace.answer_length - 1)]
+            named["answer_offsets"] = tuple(zip([0, *ends], ends, strict=False))
+            logprob = np.full(trace.length, -1.0, dtype=np.float32)
+            logprob[trace.prompt_length] -= 3 * is_other
+            arrays = {**trace.arrays, "token_logprob": logprob}
+            samples.append(Trace(replace(trace.record, answer=answer, **named), trace.shape, arrays))
     n = len(samples)
     labels = replace(
         data.labels,

@@ -15,7 +15,11 @@ from tests.detectors.conftest import OF_SAMPLES
 
 NAMES = detector_names("answer")
 TOKEN_NAMES = detector_names("token")
-QUICK_TOKENS = {name: {"epochs": 2, "n_folds": 2} for name in ("token-graph", "token-no-edges")}
+QUICK_TOKENS = {
+    name: {"epochs": 2, "n_folds": 2}
+    for name in TOKEN_NAMES
+    if name.startswith(("token-graph", "token-no-edges", "token-evidence"))
+}
 SEEN = {
     "sink-mass": "sink",
     "sink-mass-k1": "sink",
@@ -52,6 +56,8 @@ SEEN = {
     "mlp": "sink",
     "joint-probe": "sink",
     "graphhalu": "hidden",
+    "gasp": "context",
+    "lumina": "context",
 }
 """What each detector must find. Of the others: shuffled labels and rewired graphs are controls
 that shall find nothing or little; no category and no sample is planted here; EigenScore, HaloScope and

@@ -261,7 +261,7 @@ def test_charm_reads_every_layer_and_head(fitted):
 def test_charm_edges_begin_at_the_last_prompt_token_and_pass_the_threshold(few):
     trace = few.traces[0]
     config = Charm.settings(tau=0.3)["config"]
-    recipe = config.recipe(config.default_layers(trace.shape), trace.shape)
+    recipe = config.recipe(config.default_layers(trace.shape), trace)
     (graph,) = build_graphs(trace, (0, 1, 2, 3, 4), recipe)
     attention = np.concatenate([trace.attention(layer) for layer in range(5)])
     expected = [
@@ -340,8 +340,8 @@ def test_graphs_of_layers_side_by_side_train_too(few, make_detector, name):
 def test_nodes_carry_hidden_states_of_the_middle_layer_where_there_are_any(fitted, few):
     names = fitted["gat"].schema.node_feature_names
     assert any(name.startswith("hidden@2.") for name in names)
-    shape = replace(PLANTED_SHAPE, hidden_layers=())
-    nodes = NetworkConfig().recipe((1, 2, 3), shape).nodes
+    trace = replace(few.traces[0], shape=replace(PLANTED_SHAPE, hidden_layers=()))
+    nodes = NetworkConfig().recipe((1, 2, 3), trace).nodes
     assert not any(name.startswith("hidden") for name in nodes)
     assert nodes
 

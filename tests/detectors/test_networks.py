@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 from torch_geometric.data import Batch
 
 from graphhalu.detectors.gnn import networks as networks_module
-from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
+from graphhalu.detectors.gnn.inputs import InputScaler, wide_blocks
 from graphhalu.detectors.gnn.networks import CHARM, GAT, GCN, MLP, CHARMConv, Edges
 from graphhalu.graphs.storage import TokenGraphData
 
@@ -400,4 +400,4 @@ def test_fewer_tokens_than_components_leave_the_others_empty():
 
 def test_hidden_columns_are_found_by_their_block():
     names = ("sink.head0", "hidden@3.component0", "hidden.4", "layer2.hidden.1", "x.hidden", "row.h")
-    assert hidden_columns(names).tolist() == [False, True, True, True, False, False]
+    assert wide_blocks(names).tolist() == [0, 1, 2, 2, 0, 0]

@@ -11,7 +11,7 @@ from torch_geometric.data import Batch
 from graphhalu.core.errors import NonFiniteError, UsageError
 from graphhalu.detectors.gnn import task
 from graphhalu.detectors.gnn.config import NetworkConfig
-from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
+from graphhalu.detectors.gnn.inputs import InputScaler, wide_blocks
 from graphhalu.detectors.gnn.networks import GCN
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.graphs.edges import GraphRecipe
@@ -37,7 +37,7 @@ def train(graphs, stopping=None, log_folder=None, **changes):
         **{"epochs": 5, "patience": 5, "learning_rate": 0.01, "weight_decay": 0.0, "batch_size": 5, **changes}
     )
     with task.seeded(0):
-        scaler = InputScaler(hidden_columns(graphs.node_feature_names), 3, 1, 2).fit(graphs, 0)
+        scaler = InputScaler(wide_blocks(graphs.node_feature_names), 3, 1, 2).fit(graphs, 0)
         network = nn.Sequential(scaler, GCN(scaler.n_features, 3, 1, hidden_channels=8))
         report = task.train(network, graphs, stopping or graphs, 1.0, config, log_folder=log_folder)
     return network, report

@@ -10,7 +10,7 @@ import torch
 from graphhalu.core.axes import N_SPANS, ROW_SUM_TOLERANCE
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import TokenSequence, token_statistics
-from graphhalu.extract.replay import replay
+from graphhalu.extract.replay import replay, replay_shared
 from graphhalu.models.attention import eager_attention, model_shape
 from graphhalu.testing.tiny_models import TINY_FAMILIES, WINDOW, tiny_model
 from graphhalu.traces.schema import (
@@ -415,3 +415,84 @@ def test_an_impossible_token_has_no_part_in_the_entropy():
     logits = torch.tensor([[0.0, 0.0, float("-inf")]])
     statistics = token_statistics(logits, torch.tensor([0]))
     assert statistics[1].item() == pytest.approx(np.log(2))
+
+
+SHARED = [family for family in FAMILIES if TINY_FAMILIES[family].on_interface]
+PROMPT = 11
+
+
+def answers_of(config, lengths=(5, 2, 7), row_start=0, option_ids=()):
+    generator = np.random.default_rng(3)
+    size = config.get_text_config().vocab_size
+    prompt = generator.integers(3, size, PROMPT)
+    return [
+        TokenSequence(
+            token_ids=np.append(prompt, generator.integers(3, size, length)),
+            span_code=np.array([3] * PROMPT + [5] * length),
+            prompt_length=PROMPT,
+            row_start=row_start,
+            option_ids=option_ids,
+        )
+        for length in lengths
+    ]
+
+
+def assert_alike(got, expected):
+    assert list(got.arrays) == list(expected.arrays)
+    assert got.failure is None
+    assert got.failure == expected.failure
+    np.testing.assert_allclose(got.option_logprobs, expected.option_logprobs, atol=1e-4)
+    for name, values in expected.arrays.items():
+        found = got.arrays[name]
+        assert found.shape == values.shape, name
+        assert found.dtype == values.dtype, name
+        if ARRAYS[name].encoding == "bfloat16":
+            found, values = from_bfloat16_bits(found), from_bfloat16_bits(values)
+            np.testing.assert_allclose(found, values, rtol=2**-6, atol=1e-3, err_msg=name)
+        elif values.dtype.kind == "f":
+            np.testing.assert_allclose(
+                found.astype(np.float32), values.astype(np.float32), rtol=4e-3, atol=1e-4, err_msg=name
+            )
+        elif name not in ("edge_key", "argmax_key"):  # equal weights may come in another order
+            np.testing.assert_allclose(found.astype(int), values.astype(int), atol=8, err_msg=name)
+
+
+@pytest.mark.parametrize("family", SHARED)
+@pytest.mark.parametrize("row_start", [0, PROMPT - 1])
+def test_answers_to_one_prompt_are_replayed_as_each_alone(family, row_start):
+    model, config = shared_model(family)
+    sequences = answers_of(config, row_start=row_start, option_ids=((4,), (5, 6)))
+    settings = {"shape": shape_of(config), "arrays": tuple(ARRAYS), "row_chunk": 3}
+    together = replay_shared(model, sequences, **settings)
+    assert len(together) == len(sequences)
+    for sequence, result in zip(sequences, together, strict=True):
+        assert_alike(result, *replay(model, [sequence], **settings))
+
+
+def test_an_answer_that_fails_alone_fails_and_the_others_do_not():
+    model, config = tiny_model("llama", seed=5)
+    sequences = answers_of(config)
+    bad = int(sequences[1].token_ids[-1])
+    assert all(bad not in each.token_ids for each in (sequences[0], sequences[2]))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[bad] = float("nan")
+    results = replay_shared(model, sequences, shape=shape_of(config), arrays=("token_logprob", "hidden"))
+    assert [each.failure is None for each in results] == [True, False, True]
+    assert "layer 0" in results[1].failure
+
+
+def test_a_prompt_that_fails_fails_all_its_answers():
+    model, config = tiny_model("llama", seed=5)
+    sequences = answers_of(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[int(sequences[0].token_ids[0])] = float("inf")
+    results = replay_shared(model, sequences, shape=shape_of(config), arrays=("attention", "hidden"))
+    assert all(each.failure for each in results)
+
+
+def test_one_answer_alone_is_shared_with_nobody():
+    model, config = shared_model("llama")
+    sequence = replace(answers_of(config)[0], row_start=PROMPT - 1)
+    settings = {"shape": shape_of(config), "arrays": ("attention", "token_logprob")}
+    (result,) = replay_shared(model, [sequence], **settings)
+    assert_alike(result, *replay(model, [sequence], **settings))

@@ -27,6 +27,25 @@ def causal_softmax(generator, shape, *, window=None):
     return weights / weights.sum(-1, keepdims=True)
 
 
+def contrast_of(generator, hidden, prompt_length):
+    """Tokens of a small vocabulary, and a replay without context."""
+    n_layers, length, _ = hidden.shape
+    is_prompt = np.arange(length) < prompt_length
+    columns = generator.uniform(size=(3, length)).astype(np.float32)
+    columns[:, is_prompt] = np.nan
+    ranks = np.where(is_prompt, -1, generator.integers(0, 50, (n_layers, length)))
+    return {
+        "token_ids": generator.integers(0, 3, length).astype(np.int32),
+        "contrast_logprob": -columns[0],
+        "contrast_entropy": columns[1],
+        "output_shift": columns[2],
+        "lens_rank": ranks.astype(np.int32),
+        "contrast_hidden": to_bfloat16_bits(
+            (hidden + generator.normal(size=hidden.shape)).astype(np.float32)
+        ),
+    }
+
+
 @pytest.fixture(scope="session")
 def random_attention():
     return causal_softmax
@@ -62,6 +81,7 @@ def trace_of():
             "hidden": to_bfloat16_bits(hidden),
             **attention_streams(attention, span_code),
         }
+        arrays |= contrast_of(generator, hidden, prompt_length)
         made = TraceRecord(
             trace_id=f"{question}#0",
             question_id=question,

@@ -116,7 +116,48 @@ def slow_likelihood(trace, layer, token):
     return [*(float(trace.arrays[name][token]) for name in names), 0.0]
 
 
+def slow_heads(trace, layer, token):
+    columns = [[], [], []]
+    for each in range(trace.shape.n_layers):
+        for head in range(HEADS):
+            mass, keys = stored(trace, "span_mass", each)[head, token], stored(trace, "sink_keys", each)
+            answer = mass[Span.ANSWER]
+            columns[0].append(max(0.0, sum(mass) - answer - sum(keys[head, token])))
+            columns[1].append(answer)
+        columns[2] += slow_entropy(trace, each, token)[:HEADS]
+    return [value for column in columns for value in column]
+
+
+def slow_shift(trace, layer, token):
+    without = trace.stream("contrast_hidden")[layer + 1][token]
+    return list(trace.hidden(layer + 1)[token] - without)
+
+
+def slow_contrast(trace, layer, token):
+    if token < PROMPT:
+        return [0.0] * (3 + len(trace.shape.hidden_layers)) + [1.0]
+    names = ("contrast_logprob", "contrast_entropy", "output_shift")
+    without, entropy, shift = (float(trace.arrays[name][token]) for name in names)
+    ranks = [math.log(1 + rank) for rank in trace.arrays["lens_rank"][:, token].tolist()]
+    return [float(trace.arrays["token_logprob"][token]) - without, entropy, shift, *ranks, 0.0]
+
+
+def slow_overlap(trace, layer, token):
+    if token < PROMPT:
+        return [0.0] * 3
+    ids = trace.token_ids.tolist()
+    found = []
+    for size in (1, 2, 3):
+        run = ids[token - size + 1 : token + 1]
+        found.append(float(any(ids[at : at + size] == run for at in range(PROMPT - size + 1))))
+    return found
+
+
 ORACLES = {
+    "heads": slow_heads,
+    "shift": slow_shift,
+    "contrast": slow_contrast,
+    "overlap": slow_overlap,
     "hidden": slow_hidden,
     "position": slow_position,
     "span": slow_span,

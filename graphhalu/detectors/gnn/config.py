@@ -10,6 +10,7 @@ from graphhalu.detectors.saved import TrainedConfig
 from graphhalu.graphs.edges import DEFAULT_NODES, EdgeRule, GraphRecipe, Threshold, TopK
 from graphhalu.graphs.nodes import check_blocks
 from graphhalu.traces.schema import TraceShape
+from graphhalu.traces.trace import Trace
 
 SEARCHED: Final = (
     *("epochs", "patience", "learning_rate", "weight_decay", "batch_size"),
@@ -83,15 +84,15 @@ class NetworkConfig(TrainedConfig):
         """Rule that chooses edges."""
         return TopK(self.edges_per_row)
 
-    def recipe(self, layers: tuple[int, ...], shape: TraceShape) -> GraphRecipe:
+    def recipe(self, layers: tuple[int, ...], trace: Trace) -> GraphRecipe:
         """How graphs of these layers are built.
 
         Args:
             layers: Model layers.
-            shape: Of the traces; hidden states that they do not keep are left out.
+            trace: One of those that are read; hidden states that it does not keep are left out.
         """
         middle = layers[len(layers) // 2]
-        keeps_hidden = middle + 1 in shape.hidden_layers
+        keeps_hidden = middle + 1 in trace.shape.hidden_layers
         nodes = [name for name in self.nodes if name != "hidden" or keeps_hidden]
         return GraphRecipe(
             edges=self.edges,
@@ -159,6 +160,8 @@ class CHARMConfig(NetworkConfig):
 class TokenNetworkConfig(CHARMConfig):
     """Settings of a graph network with a logit on every answer token."""
 
+    answer_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss of an answer, whose logit is the largest of its tokens."""
     epochs: Annotated[int, Field(ge=1)] = 20
     """Epochs at most."""
     patience: Annotated[int, Field(ge=1)] = 4

@@ -27,7 +27,7 @@ from graphhalu.core.splits import InnerFold, Split, inner_folds
 from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.gnn.config import LOSS, QUICK, NetworkConfig
-from graphhalu.detectors.gnn.inputs import InputScaler, ScaledGraphs, hidden_columns
+from graphhalu.detectors.gnn.inputs import InputScaler, ScaledGraphs, wide_blocks
 from graphhalu.detectors.gnn.networks import check_network, make_network, n_parameters, network_arguments
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_weights, write_weights
@@ -73,6 +73,8 @@ class NetworkDetector(TrainedDetector):
     """A PyG module; see :func:`~graphhalu.detectors.gnn.networks.make_network` for its arguments."""
     transform: ClassVar[Callable[[Data], Data] | None] = None
     """Changes every graph before it is read, as a control does."""
+    relations: ClassVar[tuple[str, ...]] = ()
+    """Columns that it adds to ``edge_attr``."""
 
     config: NetworkConfig
 
@@ -123,7 +125,7 @@ class NetworkDetector(TrainedDetector):
         self.schema = GraphSchema(
             layers=layers,
             node_feature_names=graphs.node_feature_names,
-            edge_feature_names=graphs.edge_feature_names,
+            edge_feature_names=(*graphs.edge_feature_names, *self.relations),
             model_shape=describe_shape(traces[0].shape),
         )
         folds = self._folds(traces, labels, used)
@@ -238,9 +240,9 @@ class NetworkDetector(TrainedDetector):
         return network, report, _batched(network, stopping)
 
     def _scaler(self, schema: GraphSchema) -> InputScaler:
-        is_hidden = hidden_columns(schema.node_feature_names)
+        wide = wide_blocks(schema.node_feature_names)
         edge_dim = len(schema.edge_feature_names)
-        return InputScaler(is_hidden, edge_dim, self._n_layers(schema), self.config.n_components)
+        return InputScaler(wide, edge_dim, self._n_layers(schema), self.config.n_components)
 
     def _n_layers(self, schema: GraphSchema) -> int:
         return len(schema.layers) if self.config.view == "stacked" else 1
@@ -261,7 +263,7 @@ class NetworkDetector(TrainedDetector):
     def _graphs(
         self, traces: Sequence[Trace], layers: tuple[int, ...], labels: Labels | None
     ) -> AttentionGraphs:
-        recipe = self.config.recipe(layers, traces[0].shape)
+        recipe = self.config.recipe(layers, traces[0])
         graphs = AttentionGraphs.of_recipe(traces, layers, recipe, labels)
         graphs.transform = type(self).transform
         return graphs
@@ -306,8 +308,12 @@ class NetworkDetector(TrainedDetector):
         usable, _ = _buildable(graphs, indices)
         if not len(usable):
             return
-        for kind in ("node_feature_names", "edge_feature_names"):
-            came, expected = getattr(graphs, kind), getattr(schema, kind)
+        names = {
+            "node_feature_names": graphs.node_feature_names,
+            "edge_feature_names": (*graphs.edge_feature_names, *self.relations),
+        }
+        for kind, came in names.items():
+            expected = getattr(schema, kind)
             if came != expected:
                 differing = sorted(set(came) ^ set(expected))
                 raise DetectorMismatchError(

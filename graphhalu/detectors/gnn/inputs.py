@@ -6,13 +6,14 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Int, Shaped
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from graphhalu.graphs.dataset import AttentionGraphs
+from graphhalu.graphs.nodes import WIDE
 
 MAX_NODES: Final = 20_000
 """Training tokens that principal components are fitted on."""
@@ -28,14 +29,14 @@ _LIMIT: Final = 8.0
 class InputScaler(nn.Module):
     """Standardises the inputs of a network, layer by layer.
 
-    Node features get mean 0 and deviation 1, hidden states become whitened principal components,
-    and attention on edges gets root mean square 1, so that no attention stays 0.
+    Node features get mean 0 and deviation 1, hidden states and other wide blocks become whitened
+    principal components, and attention on edges gets root mean square 1, so that no attention stays 0.
 
     Args:
-        is_hidden: Which columns of ``x`` are hidden states.
+        wide: For each column of ``x`` the number of its wide block from 1 on, or 0; see :func:`wide_blocks`.
         edge_dim: Weights of an edge.
         n_layers: Layers that have graphs of their own.
-        n_components: Principal components that stand for hidden states.
+        n_components: Principal components that stand for a wide block.
     """
 
     plain_columns: Tensor
@@ -47,17 +48,20 @@ class InputScaler(nn.Module):
     components: Tensor
 
     def __init__(
-        self, is_hidden: Bool[np.ndarray, "column"], edge_dim: int, n_layers: int, n_components: int
+        self, wide: Shaped[np.ndarray, "column"], edge_dim: int, n_layers: int, n_components: int
     ) -> None:
         super().__init__()
-        n_plain, n_hidden = int((~is_hidden).sum()), int(is_hidden.sum())
-        self.register_buffer("plain_columns", torch.from_numpy(np.flatnonzero(~is_hidden)))
-        self.register_buffer("hidden_columns", torch.from_numpy(np.flatnonzero(is_hidden)))
+        self.blocks = [int(number) for number in wide[wide > 0]]
+        sizes = np.bincount(self.blocks, minlength=1)[1:].tolist()
+        self.sizes = [min(n_components, size) for size in sizes]
+        n_plain = len(wide) - len(self.blocks)
+        self.register_buffer("plain_columns", torch.from_numpy(np.flatnonzero(wide == 0)))
+        self.register_buffer("hidden_columns", torch.from_numpy(np.flatnonzero(wide)))
         self.register_buffer("mean", torch.zeros(n_layers, n_plain))
         self.register_buffer("deviation", torch.ones(n_layers, n_plain))
         self.register_buffer("edge_scale", torch.ones(n_layers, edge_dim))
-        self.register_buffer("components", torch.zeros(n_hidden, min(n_components, n_hidden)))
-        self.register_buffer("shift", torch.zeros(min(n_components, n_hidden)))
+        self.register_buffer("components", torch.zeros(len(self.blocks), sum(self.sizes)))
+        self.register_buffer("shift", torch.zeros(sum(self.sizes)))
 
     @property
     def n_features(self) -> int:
@@ -114,13 +118,21 @@ class InputScaler(nn.Module):
         self.edge_scale.copy_(torch.where(scale > 0, scale, 1.0))
 
     def _set_components(self, hidden: np.ndarray, seed: int) -> None:
-        n_components = min(self.components.shape[1], len(hidden))
+        first = 0
+        for number, size in enumerate(self.sizes, start=1):
+            rows = np.flatnonzero(np.array(self.blocks) == number)
+            self._set_block(hidden[:, rows], torch.from_numpy(rows), first, seed)
+            first += size
+
+    def _set_block(self, hidden: np.ndarray, rows: Tensor, first: int, seed: int) -> None:
+        n_components = min(self.sizes[self.blocks[int(rows[0])] - 1], len(hidden))
         # exact and quick where there are fewer columns than tokens
         solver = "covariance_eigh" if hidden.shape[1] <= min(1024, len(hidden)) else "randomized"
         pca = PCA(n_components, whiten=True, svd_solver=solver, random_state=seed).fit(hidden)
         found = pca.components_.T / np.sqrt(pca.explained_variance_)
-        self.components[:, :n_components] = torch.from_numpy(found)
-        self.shift[:n_components] = torch.from_numpy(pca.mean_ @ found)
+        columns = slice(first, first + n_components)
+        self.components[rows, columns] = torch.from_numpy(found).to(self.components.dtype)
+        self.shift[columns] = torch.from_numpy(pca.mean_ @ found)
 
 
 class ScaledGraphs(Dataset[Data]):
@@ -155,7 +167,11 @@ class ScaledGraphs(Dataset[Data]):
         return scaled
 
 
-def hidden_columns(names: Sequence[str]) -> Bool[np.ndarray, "column"]:
-    """Which node features are hidden states: those of the block ``hidden`` or ``hidden@LAYER``."""
-    blocks = (name.rpartition(".")[0].rpartition(".")[2] for name in names)
-    return np.array([block.partition("@")[0] == "hidden" for block in blocks], dtype=bool)
+def wide_blocks(names: Sequence[str]) -> Int[np.ndarray, "column"]:
+    """For each node feature the number of its wide block, in their order from 1 on; 0 for all others.
+
+    Wide are hidden states and their shift, of one layer (``hidden@LAYER``) or of several, and ``heads``.
+    """
+    blocks = [name.rpartition(".")[0].rpartition(".")[2] for name in names]
+    found = list(dict.fromkeys(block for block in blocks if block.partition("@")[0] in (*WIDE, "heads")))
+    return np.array([found.index(block) + 1 if block in found else 0 for block in blocks], dtype=np.int64)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader as PlainLoader
 from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
+from torch_geometric.utils import scatter
 from torchmetrics.classification import BinaryAUROC
 
 from graphhalu.core.errors import NonFiniteError, UsageError
@@ -33,16 +34,14 @@ class GraphTask(pl.LightningModule):
     Args:
         network: Gives one logit for each value of ``batch.y``.
         positive_weight: Weight of hallucinated ones: correct over hallucinated in training.
-        learning_rate: Step size of AdamW.
-        weight_decay: Weight decay of AdamW.
+        config: Step size and weight decay of AdamW; at token level the weight of the loss of answers.
     """
 
-    def __init__(
-        self, network: nn.Module, positive_weight: float, learning_rate: float, weight_decay: float
-    ) -> None:
+    def __init__(self, network: nn.Module, positive_weight: float, config: NetworkConfig) -> None:
         super().__init__()
         self.network = network
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.learning_rate, self.weight_decay = config.learning_rate, config.weight_decay
+        self.answer_loss = getattr(config, "answer_loss", 0.0)
         self.register_buffer("positive_weight", torch.tensor(positive_weight))
         self.auroc = BinaryAUROC()
         # a buffer, so that it comes back from other processes too
@@ -50,7 +49,7 @@ class GraphTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of some traces."""
-        loss = self._loss(self.network(batch), batch.y)
+        loss = self._loss(self.network(batch), batch)
         if self.logger is not None:
             self.log("training_loss", loss, batch_size=len(batch.y))
         return loss
@@ -59,7 +58,7 @@ class GraphTask(pl.LightningModule):
         """Loss and AUROC of the traces that decide when to stop."""
         logits = self.network(batch)
         self.auroc.update(logits, batch.y.long())
-        loss = self._loss(logits, batch.y)
+        loss = self._loss(logits, batch)
         self.log(LOSS, loss, batch_size=len(batch.y), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -75,8 +74,13 @@ class GraphTask(pl.LightningModule):
             self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return binary_cross_entropy_with_logits(logits, labels, pos_weight=self.positive_weight)
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        loss = binary_cross_entropy_with_logits(logits, batch.y, pos_weight=self.positive_weight)
+        if not self.answer_loss:
+            return loss
+        owner = batch.batch[batch.is_answer]
+        answers = [scatter(each, owner, reduce="max") for each in (logits, batch.y)]
+        return loss + self.answer_loss * binary_cross_entropy_with_logits(*answers)
 
 
 class BestWeights(EarlyStopping):
@@ -136,7 +140,7 @@ def train(
         NonFiniteError: If the validation loss was never finite.
         UsageError: If this machine lacks the devices, or the logger's package is missing.
     """
-    task = GraphTask(network, positive_weight, config.learning_rate, config.weight_decay)
+    task = GraphTask(network, positive_weight, config)
     best = BestWeights(config.patience)
     batches: Any = list(DataLoader(stopping, config.batch_size))  # the same ones after every epoch
     loaders = [DataLoader(training, config.batch_size, shuffle=True), PlainLoader(batches, batch_size=None)]

@@ -20,7 +20,7 @@ from torch_geometric.loader import DataLoader
 
 from graphhalu.core.axes import Span
 from graphhalu.detectors.gnn.config import NetworkConfig
-from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
+from graphhalu.detectors.gnn.inputs import InputScaler, wide_blocks
 from graphhalu.detectors.gnn.networks import GAT
 from graphhalu.detectors.gnn.task import seeded, train
 from graphhalu.graphs.dataset import AttentionGraphs
@@ -131,7 +131,7 @@ def random_trace(
 
 def _network(graphs: AttentionGraphs) -> nn.Module:
     with seeded(0):
-        scaler = InputScaler(hidden_columns(graphs.node_feature_names), N_HEADS, len(LAYERS), 16)
+        scaler = InputScaler(wide_blocks(graphs.node_feature_names), N_HEADS, len(LAYERS), 16)
         scaler.fit(graphs.select(np.arange(20)), 0)
         return nn.Sequential(scaler, GAT(scaler.n_features, N_HEADS, len(LAYERS)))
 

@@ -1,0 +1,176 @@
+"""What changes when an answer is replayed without its context, and when its tokens are decided.
+
+Both are read from hidden states as they are stored, so that anybody can compute them again.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from graphhalu.core.errors import UsageError
+from graphhalu.extract.forward import LOGIT_BYTES, Replayed, TokenSequence, body_below_head, replaced_forward
+from graphhalu.traces.schema import TraceShape, from_bfloat16_bits, to_bfloat16_bits
+
+REPLAYED: Final = ("token_logprob", "token_entropy", "hidden_rows")
+"""Arrays of the replay without context."""
+LIKELIEST: Final = 100
+"""Tokens that stand for an output distribution."""
+
+
+class OutputHead:
+    """The output head of a model: logits of hidden states.
+
+    Args:
+        model: A causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.body = model, body_below_head(model)
+        self.norm, self.output = (None, None) if self.body is None else last_norm(model, self.body)
+        weight = model.get_output_embeddings().weight.detach().float()
+        self.embeddings: Tensor = nn.functional.normalize(weight, dim=1)
+
+    @torch.inference_mode()
+    def logits(
+        self, states: Float[np.ndarray, "row feature"], *, is_last: bool
+    ) -> Iterator[Float[Tensor, "row vocabulary"]]:
+        """Logits of some rows at a time.
+
+        Args:
+            states: Hidden states.
+            is_last: Whether they are those after the final norm; it is applied to others.
+        """
+        weight = self.embeddings
+        n_rows = max(1, LOGIT_BYTES // (4 * len(weight)))
+        for rows in torch.from_numpy(states).to(weight.device, self.model.dtype).split(n_rows):
+            yield self._of_rows(rows if is_last or self.norm is None else self.norm(rows)).float()
+
+    def _of_rows(self, states: Float[Tensor, "row feature"]) -> Float[Tensor, "row vocabulary"]:
+        if self.body is None:
+            return self.model.get_output_embeddings()(states)
+        output = copy.copy(self.output)
+        output.last_hidden_state = states[None]
+        token = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+        # the model's own code, with whatever it does to logits
+        with replaced_forward(self.body, lambda *_, **__: output):
+            return self.model(input_ids=token).logits[0]
+
+
+@torch.inference_mode()
+def last_norm(model: Any, body: nn.Module) -> tuple[nn.Module | None, Any]:
+    """The norm that makes the last hidden states, and what the body gives of one token.
+
+    The norm is found by trying; ``None`` if there is none.
+    """
+    noted: list[tuple[nn.Module, Tensor]] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            noted.append((module, output))
+
+    candidates = [each for each in body.modules() if each is not body and not [*each.children()]]
+    hooks = [module.register_forward_hook(note) for module in candidates]
+    try:
+        token = torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+        output = body(input_ids=token, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    last = output.last_hidden_state
+    found = [module for module, made in noted if made.shape == last.shape and torch.equal(made, last)]
+    is_norm = bool(found) and all(parameter.dim() == 1 for parameter in found[-1].parameters())
+    return (found[-1] if is_norm else None), output
+
+
+class Contrast:
+    """Compares the replays of an answer with and without its context.
+
+    Args:
+        model: A causal language model.
+        shape: Which hidden states are kept.
+
+    Raises:
+        UsageError: If the last hidden states are not among them.
+    """
+
+    def __init__(self, model: Any, shape: TraceShape) -> None:
+        if shape.n_layers not in shape.hidden_layers:
+            raise UsageError(
+                f"--contrast compares output distributions, which come from hidden states {shape.n_layers}\n"
+                f"  Keep them too:  --hidden-layers …,{shape.n_layers}"
+            )
+        self.head, self.layers = OutputHead(model), shape.hidden_layers
+        self.last = shape.hidden_layers.index(shape.n_layers)
+
+    def compared(self, sequence: TokenSequence, kept: Replayed, without: Replayed | None) -> Replayed:
+        """The replay with the arrays of :data:`~graphhalu.traces.schema.CONTRAST`.
+
+        Args:
+            sequence: Prompt and answer; its rows are those of the answer.
+            kept: Its replay.
+            without: That of the same answer behind a prompt without context; ``None`` if there is no context.
+        """
+        failed = next((each for each in (kept, without) if each is not None and each.failure), None)
+        if failed is not None:
+            return failed
+        hidden = kept.arrays.get("hidden_rows")
+        bits = kept.arrays["hidden"][:, sequence.row_start :] if hidden is None else hidden
+        states = from_bfloat16_bits(bits)
+        n_prompt, n_tokens = sequence.prompt_length, sequence.length
+        ranks = np.full((len(self.layers), n_tokens), -1, dtype=np.int32)
+        ranks[:, n_prompt:] = self._ranks(states[:, :-1], sequence.token_ids[n_prompt:])
+        other = to_bfloat16_bits(np.full_like(states, np.nan))
+        found = {name: np.full(n_tokens, np.nan, dtype=np.float32) for name in _OF_TOKENS}
+        if without is not None:
+            other = without.arrays["hidden_rows"]
+            n_answer = n_tokens - n_prompt
+            found["contrast_logprob"][n_prompt:] = without.arrays["token_logprob"][-n_answer:]
+            found["contrast_entropy"][n_prompt:] = without.arrays["token_entropy"][-n_answer:]
+            last = from_bfloat16_bits(other[self.last])
+            found["output_shift"][n_prompt:] = self._shift(states[self.last, :-1], last[:-1])
+        return kept._replace(arrays={**kept.arrays, **found, "lens_rank": ranks, "contrast_hidden": other})
+
+    def _ranks(
+        self, states: Float[np.ndarray, "hidden_layer row feature"], token_ids: Int[np.ndarray, "row"]
+    ) -> Int[np.ndarray, "hidden_layer row"]:
+        """How many tokens each layer ranks above the one that comes."""
+        return np.stack(
+            [
+                _places(self.head.logits(of_layer, is_last=place == self.last), token_ids)
+                for place, of_layer in enumerate(states)
+            ]
+        )
+
+    def _shift(
+        self, one: Float[np.ndarray, "row feature"], other: Float[np.ndarray, "row feature"]
+    ) -> Float[np.ndarray, "row"]:
+        """Squared maximum mean discrepancy of two output distributions, with cosine as their kernel."""
+        means = [self._mean_embedding(states) for states in (one, other)]
+        return ((means[0] - means[1]) ** 2).sum(1).cpu().numpy()
+
+    def _mean_embedding(self, states: Float[np.ndarray, "row feature"]) -> Float[Tensor, "row feature"]:
+        means = []
+        for logits in self.head.logits(states, is_last=True):
+            top = logits.topk(min(LIKELIEST, logits.shape[1]), dim=1)
+            weights = torch.softmax(top.values, dim=1)
+            means.append((weights[:, None] @ self.head.embeddings[top.indices])[:, 0])
+        return torch.cat(means)
+
+
+_OF_TOKENS: Final = ("contrast_logprob", "contrast_entropy", "output_shift")
+
+
+def _places(
+    chunks: Iterator[Float[Tensor, "row vocabulary"]], token_ids: Int[np.ndarray, "row"]
+) -> Int[np.ndarray, "row"]:
+    """How many logits of each row are above that of a token."""
+    ids, found = torch.from_numpy(token_ids.astype(np.int64)), []
+    for logits in chunks:
+        own, ids = ids[: len(logits)].to(logits.device), ids[len(logits) :]
+        found.append((logits > logits.gather(1, own[:, None])).sum(1))
+    return torch.cat(found).cpu().numpy().astype(np.int32)
