@@ -397,7 +397,7 @@ def letter_spellings(tokenizer: PreTrainedTokenizerBase, n_choices: int) -> tupl
         UsageError: If there are more options than letters.
         ModelRefusedError: If a letter has no spelling of one token.
     """
-    return tuple(_spellings(tokenizer, letter) for letter in _letters(n_choices))
+    return tuple(spellings(tokenizer, letter) for letter in _letters(n_choices))
 
 
 def _letters(n_choices: int) -> str:
@@ -406,14 +406,19 @@ def _letters(n_choices: int) -> str:
     return LETTERS[:n_choices]
 
 
-def _spellings(tokenizer: PreTrainedTokenizerBase, letter: str) -> tuple[int, ...]:
-    encoded = [tokenizer(lead + letter, add_special_tokens=False)["input_ids"] for lead in _LEADS]
+def spellings(tokenizer: PreTrainedTokenizerBase, word: str) -> tuple[int, ...]:
+    """The single tokens that read as a word, alone or after one space, in ascending order.
+
+    Raises:
+        ModelRefusedError: If there is none.
+    """
+    encoded = [tokenizer(lead + word, add_special_tokens=False)["input_ids"] for lead in _LEADS]
     last = {int(token_ids[-1]) for token_ids in encoded if token_ids}
-    found = {index for index in last if tokenizer.decode([index]) in {letter, f" {letter}"}}
+    found = {index for index in last if tokenizer.decode([index]) in {word, f" {word}"}}
     if not found:
         raise ModelRefusedError(
-            f"the tokenizer {type(tokenizer).__name__} has no single token for the letter "
-            f"{letter!r}, and the choice among options is read from such tokens\n"
-            f"  Use another model, or a data set without choices."
+            f"the tokenizer {type(tokenizer).__name__} has no single token for "
+            f"{word!r}, and the choice among options is read from such tokens\n"
+            f"  Use another model, or ask nothing that has options."
         )
     return tuple(sorted(found))

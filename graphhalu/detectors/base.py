@@ -119,8 +119,9 @@ class DetectorCard:
         is_graph: Whether it is a network on token graphs. The strongest detector that is none,
             or a control, is what all others are tested against.
         level: What it scores: answers, or each token of an answer.
-        compares: Whether it needs several answers of the model to a question, sampled ones, or replays
-            without the context; a comparison of all detectors leaves it out where a store has none.
+        compares: Whether it needs several answers of the model to a question, sampled ones, replays
+            without the context, or the model's word on its answer; a comparison of all detectors leaves it
+            out where a store has none.
     """
 
     name: str
@@ -132,7 +133,7 @@ class DetectorCard:
     reads: tuple[str, ...] = ()
     is_graph: bool = False
     level: Level = "answer"
-    compares: Literal["answers", "samples", "context"] | None = None
+    compares: Literal["answers", "samples", "context", "asked"] | None = None
 
     @classmethod
     def of(cls, name: str) -> "DetectorCard":

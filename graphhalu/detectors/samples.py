@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import entr
 from sklearn.linear_model import LogisticRegression
@@ -27,9 +27,10 @@ from graphhalu.detectors.base import (
     sibling_traces,
 )
 from graphhalu.detectors.identity import check_identity
+from graphhalu.detectors.inner_search import folds_of, with_both_classes
 from graphhalu.detectors.saved import TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.scalars import ScalarDetector
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.labels.match import content_words
 from graphhalu.labels.rouge import UnicodeTokenizer
 from graphhalu.traces.schema import TraceRecord
@@ -248,6 +249,49 @@ TokenSar: Final = SampleScalar.variant("token-sar")
 SentenceSar: Final = SampleScalar.variant("sentence-sar")
 
 
+def has_samples(traces: Sequence[Trace]) -> bool:
+    """Whether a question of these traces has samples enough to compare."""
+    return any(
+        sum(each.record.is_sample for each in siblings) >= LEAST_SAMPLES
+        for siblings in sibling_traces(traces)
+    )
+
+
+def fit_agreement(
+    values: Float[np.ndarray, "trace measure"], labels: Int[np.ndarray, "trace"]
+) -> dict[str, np.ndarray]:
+    """Weights and bias of a logistic regression on plain values; classes are balanced."""
+    regression = LogisticRegression(class_weight="balanced", max_iter=1000)
+    scaler, model = make_pipeline(StandardScaler(), regression).fit(values, labels).steps
+    weight = model[1].coef_[0] / scaler[1].scale_
+    return {"weight": weight, "bias": model[1].intercept_ - weight @ scaler[1].mean_}
+
+
+def logits(
+    values: Float[np.ndarray, "trace measure"], weights: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, "trace"]:
+    """Row by row, so that none depends on the others."""
+    found: Float[np.ndarray, "trace"] = (values * weights["weight"]).sum(axis=1) + weights["bias"][0]
+    return found
+
+
+class AskedScalar(ScalarDetector):
+    """What the model says of its own answer."""
+
+    way_out: ClassVar[str] = "The model must be asked: extract with --ask, and --samples 10 for what supports"
+    asked: ClassVar[str]
+    """Name in :attr:`TraceRecord.asked`."""
+
+    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+        """One minus the probability, or its mean over the samples; NaN where nothing was asked."""
+        name = type(self).asked
+        return np.array([1 - float(np.mean(t.record.asked.get(name, np.nan))) for t in traces])
+
+
+PTrue: Final = AskedScalar.variant("p-true")
+SelfcheckPrompt: Final = AskedScalar.variant("selfcheck-prompt")
+
+
 class SampleAgreement(TrainedDetector):
     """Logistic regression on all numbers of :data:`AGREEMENT`, standardised, classes balanced."""
 
@@ -256,6 +300,8 @@ class SampleAgreement(TrainedDetector):
     def __init__(self, seed: int | None = None, config: Any = None) -> None:
         super().__init__(seed, config)
         self.weights: dict[str, np.ndarray] | None = None
+        self.out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
+        """Logits of each training trace from a fit that never saw its question."""
 
     @property
     def n_parameters(self) -> int:
@@ -269,11 +315,13 @@ class SampleAgreement(TrainedDetector):
         known = np.isfinite(values).all(axis=1)
         targets = labels.values[np.array(chosen.indices, dtype=np.int64)[known]]
         check_classes(targets, self.card, n_without=int((~known).sum()), way_out=WAY_OUT)
-        regression = LogisticRegression(class_weight="balanced", max_iter=1000)
-        scaler, model = make_pipeline(StandardScaler(), regression).fit(values[known], targets).steps
-        weight = model[1].coef_[0] / scaler[1].scale_
-        bias = model[1].intercept_ - weight @ scaler[1].mean_
-        self.weights = {"weight": weight, "bias": bias}
+        values, indices = values[known], np.array(chosen.indices, dtype=np.int64)[known]
+        groups = question_groups([traces[index] for index in indices.tolist()])
+        seed = getattr(self.config, "seed", 0)
+        for fold in with_both_classes(folds_of(targets, groups, n_folds=3, seed=seed), targets):
+            held_out = logits(values[fold.held_out], fit_agreement(values[fold.train], targets[fold.train]))
+            self.out_of_fold |= dict(zip(indices[fold.held_out].tolist(), held_out[:, None], strict=True))
+        self.weights = fit_agreement(values, targets)
         self.training_report = {"n_train": len(targets), "n_without_samples": int((~known).sum())}
         return self
 
@@ -281,9 +329,7 @@ class SampleAgreement(TrainedDetector):
         """Logit of each trace whose question has samples."""
         weights = self.fitted(self.weights)
         check_identity(self.identity, traces)
-        values = measured(traces, AGREEMENT)
-        # row by row, so that none depends on the others
-        return Scores.of((values * weights["weight"]).sum(axis=1) + weights["bias"][0])
+        return Scores.of(logits(measured(traces, AGREEMENT), weights))
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write the weights; name what they belong to."""

@@ -142,6 +142,7 @@ def compare(
     if detectors is None and not config.detectors:
         own = [trace.record for trace in data.traces if trace.record.is_on_policy]
         has = {"samples": any(r.is_sample for r in own), "answers": any(r.beam_index > 0 for r in own)}
+        has["asked"] = any(r.asked for r in own)
         has["context"] = any("contrast_logprob" in trace.arrays for trace in data.traces)
         specs = [spec for spec in specs if spec.compares is None or has[spec.compares]]
     done: dict[str, Finished] = {}

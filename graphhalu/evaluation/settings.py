@@ -123,7 +123,7 @@ class DetectorSpec:
         return default
 
     @property
-    def compares(self) -> Literal["answers", "samples", "context"] | None:
+    def compares(self) -> Literal["answers", "samples", "context", "asked"] | None:
         """What it needs beside single answers, as far as its card can be had."""
         return getattr(self.attribute("card"), "compares", None)
 

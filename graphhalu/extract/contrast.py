@@ -31,7 +31,9 @@ class OutputHead:
 
     def __init__(self, model: Any) -> None:
         self.model, self.body = model, body_below_head(model)
-        self.norm, self.output = (None, None) if self.body is None else last_norm(model, self.body)
+        self.norm: nn.Module | None = None
+        if self.body is not None:
+            self.norm, self.output = last_norm(model, self.body)
         weight = model.get_output_embeddings().weight.detach().float()
         self.embeddings: Tensor = nn.functional.normalize(weight, dim=1)
 
@@ -47,7 +49,8 @@ class OutputHead:
         """
         weight = self.embeddings
         n_rows = max(1, LOGIT_BYTES // (4 * len(weight)))
-        for rows in torch.from_numpy(states).to(weight.device, self.model.dtype).split(n_rows):
+        every = torch.from_numpy(states).to(weight.device, self.model.dtype)
+        for rows in torch.split(every, n_rows):
             yield self._of_rows(rows if is_last or self.norm is None else self.norm(rows)).float()
 
     def _of_rows(self, states: Float[Tensor, "row feature"]) -> Float[Tensor, "row vocabulary"]:

@@ -17,6 +17,7 @@ from graphhalu.core.provenance import provenance
 from graphhalu.datasets.prompts import DEFAULT_TEMPLATE
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
+from graphhalu.extract.ask import SelfQuestions
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.contrast import REPLAYED, Contrast
 from graphhalu.extract.forward import Replayed, TokenSequence
@@ -71,7 +72,7 @@ class Extraction:
         self.arrays = tuple(n for n in config.capture.arrays() if n not in without_values)
         self.contrast = Contrast(loaded.model, self.shape) if config.capture.contrast else None
         settings = self.config.generation
-        self.search = None
+        self.search, self.questions = None, None
         if settings.answers == "generated":
             self.search = beam_search(
                 loaded,
@@ -84,6 +85,9 @@ class Extraction:
                     f"answers of this model cannot be sampled: {self.search.fallback_reason}\n"
                     f"  Leave --samples out"
                 )
+            if settings.ask:
+                size, chat = config.batch_size, self.config.prompt.chat == "on"
+                self.questions = SelfQuestions(loaded, chat=chat, batch_size=size)
 
     def identity(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What decides the content of the traces; batch sizes and devices are not among it.
@@ -133,7 +137,8 @@ class Extraction:
             token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
             samples = self._samples(batch, token_ids)
             for index, beams in self.search.as_finished(token_ids):
-                yield self._with_answers(batch[index], beams, samples[index])
+                answered = self._with_answers(batch[index], beams, samples[index])
+                yield answered if self.questions is None else self.questions.asked(answered)
 
     def size(self, answered: Prompt) -> int:
         """Bytes in memory of the traces of one question."""

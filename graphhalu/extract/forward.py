@@ -66,7 +66,7 @@ class DeferredPass:
         inputs: Arguments of its forward pass.
     """
 
-    def __init__(self, model: Any, body: nn.Module | None, *, first: int = 0, **inputs: Any) -> None:
+    def __init__(self, model: Any, body: nn.Module | None, first: int = 0, /, **inputs: Any) -> None:
         self.model = model
         self.inputs = inputs
         self.first = first

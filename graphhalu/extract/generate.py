@@ -9,7 +9,7 @@ question is done when no running beam can beat its worst candidate any more.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Final
 
@@ -40,6 +40,7 @@ class Answer:
         offsets: Half-open range of characters of ``text`` that each token covers.
         rank: Rank among the beams, or place among the given answers; samples come after the beams.
         is_sample: Whether it was sampled.
+        asked: What the model says of it; see :mod:`graphhalu.extract.ask`.
     """
 
     token_ids: tuple[int, ...]
@@ -49,6 +50,7 @@ class Answer:
     offsets: tuple[tuple[int, int], ...] = ()
     rank: int = 0
     is_sample: bool = False
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -192,6 +192,7 @@ def trace_record(prompt: Prompt, answer: Answer, sequence: TokenSequence, result
         beam_index=answer.rank,
         beam_score=answer.score,
         is_sample=answer.is_sample,
+        asked=dict(answer.asked),
         choice_logprobs=result.option_logprobs,
         given_label=label,
         given_spans=() if stated is None else stated.spans,

@@ -276,6 +276,14 @@ class AttentionRecorder:
                 self._bad_layers.setdefault(index, layer)
 
 
+class Kept(NamedTuple):
+    """What is kept of a pass; see :func:`replay`."""
+
+    shape: TraceShape
+    arrays: tuple[str, ...]
+    edge_mass: float | None
+
+
 class Prefix(NamedTuple):
     """Tokens that have run already.
 
@@ -322,8 +330,8 @@ def replay(
         One result a sequence, in order. A sequence on which the model gives NaN or infinity
         has a failure that names the first such layer, and the others are not touched by it.
     """
-    settings = {"row_chunk": row_chunk, "edge_mass": edge_mass}
-    return _recorded(model, sequences, shape=shape, arrays=arrays, **settings)[1]
+    kept = Kept(shape, arrays, edge_mass)
+    return _recorded(model, sequences, kept, row_chunk=row_chunk)[1]
 
 
 @torch.inference_mode()
@@ -348,17 +356,11 @@ def replay_shared(
         edge_mass: As there.
     """
     prompt, *_ = sequences
-    length = prompt.prompt_length
-    codes = {"token_ids": prompt.token_ids[:length], "span_code": prompt.span_code[:length]}
-    settings: dict[str, Any] = {
-        "shape": shape,
-        "arrays": arrays,
-        "row_chunk": row_chunk,
-        "edge_mass": edge_mass,
-    }
+    length, kept = prompt.prompt_length, Kept(shape, arrays, edge_mass)
+    ids, codes = prompt.token_ids[:length], prompt.span_code[:length]
+    alone = replace(prompt, token_ids=ids, span_code=codes, option_ids=())
     cache = Cache(layer_class_to_replicate=GrowingLayer)
-    empty = Prefix(0, cache)
-    done, (shared,) = _recorded(model, [replace(prompt, option_ids=(), **codes)], behind=empty, **settings)
+    done, (shared,) = _recorded(model, [alone], kept, row_chunk=row_chunk, behind=Prefix(0, cache))
     if shared.failure is not None:
         return [shared] * len(sequences)
     last = done.logits(length - 1, length)[0]
@@ -368,7 +370,7 @@ def replay_shared(
     for layer in cache.layers:
         layer.keep(torch.zeros(len(sequences), dtype=torch.long, device=last.device))
     tails = [replace(each, row_start=length) for each in sequences]
-    _, results = _recorded(model, tails, behind=Prefix(length, cache), **settings)
+    _, results = _recorded(model, tails, kept, row_chunk=row_chunk, behind=Prefix(length, cache))
     return [
         each
         if each.failure is not None
@@ -401,17 +403,16 @@ def _joined(
 def _recorded(
     model: Any,
     sequences: Sequence[TokenSequence],
+    kept: "Kept",
     *,
-    shape: TraceShape,
-    arrays: tuple[str, ...],
     row_chunk: int | None,
-    edge_mass: float | None,
-    behind: Prefix | None = None,
+    behind: "Prefix | None" = None,
 ) -> tuple[DeferredPass, list[Replayed]]:
     """A pass over the tokens behind a prefix, or over all."""
     first = 0 if behind is None else behind.length
     device = next(model.parameters()).device
-    recorder = AttentionRecorder(sequences, shape, arrays, device=device, edge_mass=edge_mass)
+    shape, arrays = kept.shape, kept.arrays
+    recorder = AttentionRecorder(sequences, shape, arrays, device=device, edge_mass=kept.edge_mass)
     keeps_hidden = not {"hidden", "hidden_rows"}.isdisjoint(arrays)
     # found by a pass of its own, whose attention must not be recorded
     body = body_below_head(model)
@@ -420,7 +421,7 @@ def _recorded(
         done = DeferredPass(
             model,
             body,
-            first=first,
+            first,
             input_ids=recorder.token_ids[:, first:],
             attention_mask=recorder.is_token.long(),
             position_ids=positions.expand(len(sequences), -1),
@@ -438,14 +439,14 @@ def _recorded(
         if failure is not None:
             results.append(Replayed({}, failure))
             continue
-        kept: dict[str, np.ndarray] = {
+        found: dict[str, np.ndarray] = {
             "token_ids": sequence.token_ids.astype(np.int32),
             "span_code": sequence.span_code.astype(np.uint8),
             **likely.arrays,
             **recorder.trace_arrays(index),
             **hidden[index],
         }
-        results.append(likely._replace(arrays={name: kept[name] for name in arrays if name in kept}))
+        results.append(likely._replace(arrays={name: found[name] for name in arrays if name in found}))
     return done, results
 
 

@@ -58,6 +58,8 @@ class GenerationSettings(Config):
     """Sampled answers of a question that become traces beside its beams."""
     temperature: float = Field(default=1.0, gt=0)
     """Of the sampled answers; the seed of the data set decides the draws."""
+    ask: bool = False
+    """Whether the model is asked if its answer is true, and if each sample supports it."""
     stop_at_newline: bool | None = None
     """Whether a newline ends an answer; by default for plain prompts and not for chat."""
     answers: Literal["generated", "given"] = "generated"
@@ -69,6 +71,8 @@ class GenerationSettings(Config):
             raise ValueError(f"a search of {self.num_beams} beams cannot keep {self.keep_beams} of them")
         if self.samples and self.answers == "given":
             raise ValueError("answers of the data set are replayed, and none can be sampled beside them")
+        if self.ask and self.answers == "given":
+            raise ValueError("the model is asked about its own answers, and these are of the data set")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -76,6 +80,7 @@ class GenerationSettings(Config):
         if self.answers == "given":
             return {"answers": "given", "stop_at_newline": self.stop_at_newline}
         unused = {"answers"} if self.samples else {"answers", "samples", "temperature"}
+        unused |= set() if self.ask else {"ask"}
         return self.model_dump(mode="json", exclude=unused)
 
 

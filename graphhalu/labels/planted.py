@@ -6,7 +6,7 @@ that some heads pay to the first token; its twin has the same labels and no such
 detector that finds anything there is wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal, get_args
@@ -47,7 +47,7 @@ SINK_SHIFT: Final = 3.0
 """Added to the logits of the first key by the signal ``sink``, and in the rows of marked tokens."""
 
 Signal = Literal[
-    *("sink", "self", "lookback", "flat", "hidden", "shift", "likelihood", "text", "length", "context")
+    "sink", "self", "lookback", "flat", "hidden", "shift", "likelihood", "text", "length", "context"
 ]
 """Ways in which hallucinated traces can differ from others:
 
@@ -190,7 +190,7 @@ def planted_trace(
 
 
 def _contrast_arrays(
-    arrays: dict[str, np.ndarray],
+    arrays: Mapping[str, Any],
     hidden: Float[np.ndarray, "hidden_layer token feature"],
     used: Float[np.ndarray, "token"],
     prompt_length: int,
@@ -349,7 +349,7 @@ def _with_marked_tokens(
         shift = SINK_SHIFT if evidence == "sink" else _WEAK_SHIFT
         attention[:, _SIGNAL_HEAD, marked + trace.prompt_length - 1, 0] *= np.exp(shift)
     elif evidence == "context":
-        hidden = from_bfloat16_bits(arrays["hidden"])
+        hidden = trace.stream("hidden")
         used = 1.0 - is_marked.astype(np.float64)
         arrays |= _contrast_arrays(arrays, hidden, used, trace.prompt_length)
     elif evidence == "copying":

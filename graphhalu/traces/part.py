@@ -299,7 +299,7 @@ def _stamp(folder: Path) -> tuple[int, int]:
 
 
 def _record(plain: dict[str, Any]) -> TraceRecord:
-    return TraceRecord(**{k: v if k == "metadata" else _tuples(v) for k, v in plain.items()})
+    return TraceRecord(**{k: v if k in ("metadata", "asked") else _tuples(v) for k, v in plain.items()})
 
 
 def _tuples(value: Any) -> Any:

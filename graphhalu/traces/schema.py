@@ -130,6 +130,8 @@ class TraceRecord:
         beam_index: Rank of the beam among the final beams, 0 = best; for given answers the
             place among them; samples come after the beams.
         is_sample: Whether the answer was sampled.
+        asked: What the model said of its answer: ``p_true``, and ``supported`` by each sample; empty if it
+            was not asked.
         beam_score: Length-normalised log-probability of the beam, or ``None`` for given answers.
         choices: Options that the prompt shows, lettered A, B, C …
         correct_choices: Places of the right ones.
@@ -166,6 +168,7 @@ class TraceRecord:
     answer_offsets: tuple[tuple[int, int], ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     is_sample: bool = False
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def category(self) -> str | None:

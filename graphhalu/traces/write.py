@@ -201,8 +201,10 @@ def _write_arrays(
 
 def _line(record: TraceRecord) -> bytes:
     values = asdict(record)
-    if not record.is_sample:
-        del values["is_sample"]  # stores without samples are as those of earlier versions
+    # stores without samples and questions to the model are as those of earlier versions
+    for name in ("is_sample", "asked"):
+        if not values[name]:
+            del values[name]
     return json.dumps(json_ready(values), allow_nan=False).encode() + b"\n"
 
 

@@ -6,24 +6,35 @@ from math import log
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
+from scipy.linalg import expm, logm
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.base import ChosenTraces
+from graphhalu.detectors.gnn.question import QuestionGraph
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.samples import (
     MEASURES,
     Answers,
     claimed_words,
+    eccentricity,
     eigenvalue_sum,
+    has_samples,
+    kernel_entropy,
     lexical_dissimilarity,
     likeness,
     mean_distance,
     measured,
+    selfcheck_ngram,
     semantic_entropy,
+    sentence_sar,
+    token_relevance,
+    token_sar,
 )
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.graphs.dataset import AttentionGraphs
+from graphhalu.labels.match import content_words
 from graphhalu.traces.schema import TraceRecord
 from tests.detectors.conftest import OF_SAMPLES, with_samples
 
@@ -72,6 +83,142 @@ def test_eigenvalues_count_meanings_that_are_wholly_alike_or_apart():
     assert eigenvalue_sum(answers("Paris", "Lyon", "Paris", "Lyon", "Lyon")) == pytest.approx(2)
 
 
+def test_eccentricity_is_nothing_for_one_meaning_and_grows_with_meanings():
+    assert eccentricity(answers("Paris", "Paris", "Paris")) == pytest.approx(0)
+    # two meanings, three and two samples: their coordinates are 1 / sqrt(3) and 1 / sqrt(2) on an axis each
+    center = np.array([3 / 5 / np.sqrt(3), 2 / 5 / np.sqrt(2)])
+    points = [np.array([1 / np.sqrt(3), 0])] * 3 + [np.array([0, 1 / np.sqrt(2)])] * 2
+    expected = np.sqrt(sum(((point - center) ** 2).sum() for point in points))
+    assert eccentricity(answers("Paris", "Paris", "Lyon", "Paris", "Lyon")) == pytest.approx(expected)
+
+
+def test_kernel_entropy_of_two_samples_by_hand():
+    # alike: the kernel is [[a, b], [b, a]], its unit-trace spectrum (1 +- b / a) / 2
+    ratio = (1 - np.exp(-0.6)) / (1 + np.exp(-0.6))
+    shares = np.array([1 + ratio, 1 - ratio]) / 2
+    assert kernel_entropy(answers("Paris", "Paris")) == pytest.approx(-(shares * np.log(shares)).sum())
+    assert kernel_entropy(answers("Paris", "Lyon")) == pytest.approx(log(2))
+
+
+def test_kernel_entropy_equals_a_matrix_exponential():
+    given = answers("Paris", "Lyon or Paris", "Lyon", "Nice", "Paris")
+    weight = likeness(given.claims) * (1 - np.eye(5))
+    kernel = expm(-0.3 * (np.diag(weight.sum(0)) - weight))
+    for row in range(5):
+        for column in range(5):
+            weight[row, column] = kernel[row, column] / np.sqrt(kernel[row, row] * kernel[column, column]) / 5
+    expected = -np.trace(weight @ logm(weight)).real
+    assert kernel_entropy(given) == pytest.approx(expected)
+
+
+def test_selfcheck_counts_words_of_samples_and_answer():
+    given = answers("it is Lyon", "Lyon", own="Paris it is")
+    counts, total = {"paris": 1, "it": 2, "is": 2, "lyon": 2}, 7 + 4
+    expected = np.mean([-log((counts[word] + 1) / total) for word in ("paris", "it", "is")])
+    assert selfcheck_ngram(given) == pytest.approx(expected)
+
+
+def test_a_token_is_relevant_as_far_as_what_is_said_changes_without_it():
+    made = replace(record("Lyon, of course"), answer_offsets=((0, 4), (4, 8), (8, 15)))
+    said = content_words(QUESTION) | {"lyon", "course"}
+    expected = [1 / len(said), 0, 1 / len(said)]
+    np.testing.assert_allclose(token_relevance(made), expected)
+
+
+def test_token_sar_weighs_surprise_by_relevance(few_samples):
+    alike = [trace for trace in few_samples.traces if trace.record.question_id == "q3"]
+    samples, total = [trace for trace in alike if trace.record.is_sample], []
+    for trace in samples:
+        text, offsets = trace.record.answer, trace.record.answer_offsets
+        question, weighed, weight = content_words(trace.record.question), 0.0, 0.0
+        for at, (start, stop) in enumerate(offsets):
+            whole, left = question | content_words(text), question | content_words(text[:start] + text[stop:])
+            relevance = 1 - len(whole & left) / len(whole | left) if whole else 0
+            weighed -= relevance * trace.stream("token_logprob")[trace.prompt_length + at]
+            weight += relevance
+        surprise = -trace.stream("token_logprob")[trace.prompt_length :]
+        total.append(weighed / weight if weight else surprise.mean())
+    found = token_sar(Answers(samples[0].record, [each.record for each in samples], samples))
+    assert found == pytest.approx(np.mean(total))
+
+
+def test_sentence_sar_raises_what_others_say_too():
+    given = answers("Paris", "Lyon", "Paris")
+    scores = [-1.0, -2.0, -0.5]
+    samples = [replace(each, beam_score=score) for each, score in zip(given.samples, scores, strict=True)]
+    p = np.exp(scores)
+    raised = [p[0] + p[2] / 0.001, p[1], p[2] + p[0] / 0.001]
+    assert sentence_sar(Answers(given.own, samples)) == pytest.approx(-np.mean(np.log(raised)))
+
+
+GRAPH = {"n_folds": 2, "epochs": 40, "patience": 15, "hidden_size": 16, "nodes": ["span"]}
+
+
+def test_the_question_graph_finds_agreement_and_without_messages_it_does_not(few_samples):
+    data = few_samples
+    aurocs = []
+    for name in ("question-gat", "question-alone"):
+        kind = DETECTORS.get(name)
+        detector = kind(**kind.settings(seed=0, **GRAPH)).fit(data.traces, data.labels, data.split)
+        aurocs.append(roc_auc_score(data.test_labels, detector.score(data.test_traces).values))
+    assert aurocs[0] > 0.95
+    assert aurocs[1] < 0.95
+
+
+def test_a_question_graph_is_that_of_a_loop(few_samples):
+    traces = [trace for trace in few_samples.traces if trace.record.question_id in ("q3", "q4")]
+    made = AttentionGraphs(traces, view="multiplex", layers=(1, 2), nodes=("span",))
+    joined = QuestionGraph(traces, made)
+    own = next(place for place, trace in enumerate(traces) if not trace.record.is_sample)
+    data, found = made[own], joined(made[own])
+    samples = [
+        place
+        for place, trace in enumerate(traces)
+        if trace.record.is_sample and trace.record.question_id == traces[own].record.question_id
+    ]
+    assert len(samples) == 4
+    n_heads, claims = data.edge_attr.shape[1], claimed_words(traces[own].record)
+    edges = [(*pair, 0.0, 0.0) for pair in data.edge_index.T.tolist()]
+    n_nodes, start = data.num_nodes, traces[own].prompt_length
+    for place in samples:
+        trace, sample = traces[place], made[place]
+        shift = n_nodes - trace.prompt_length
+        within = [pair for pair in sample.edge_index.T.tolist() if min(pair) >= trace.prompt_length]
+        edges += [(key + shift, query + shift, 0.0, 0.0) for key, query in within]
+        for key in range(trace.prompt_length, trace.length):
+            for query in range(start, traces[own].length):
+                if trace.token_ids[key] == traces[own].token_ids[query]:
+                    edges.append((key + shift, query, 1.0, 0.0))
+        alike = float(likeness([claims, claimed_words(trace.record)])[0, 1])
+        edges.append((trace.length - 1 + shift, traces[own].length - 1, 0.0, pytest.approx(alike)))
+        n_nodes += trace.answer_length
+    assert found.num_nodes == n_nodes
+    got = [
+        (*pair, *more)
+        for pair, more in zip(found.edge_index.T.tolist(), found.edge_attr[:, n_heads:].tolist(), strict=True)
+    ]
+    assert got == edges
+    assert found.x[:, -2].tolist() == [0.0] * data.num_nodes + [1.0] * (n_nodes - data.num_nodes)
+    assert not found.is_readout[data.num_nodes :].any()
+
+
+def test_the_stack_reads_samples_where_there_are_some(few, few_samples):
+    assert has_samples(few_samples.traces)
+    assert not has_samples(few.traces)
+    kind = DETECTORS.get("graphhalu")
+    settings = {"n_folds": 2, "epochs": 1, "hidden_size": 8}
+    for data, expected in (
+        (few, {"probe", "graph"}),
+        (few_samples, {"probe", "graph", "question", "samples"}),
+    ):
+        detector = kind(**kind.settings(seed=0, **settings)).fit(data.traces, data.labels, data.split)
+        assert set(detector.weights()) == expected
+        assert detector.score(data.test_traces).is_valid.all()
+    only = kind(**kind.settings(parts=["samples"]))
+    with pytest.raises(NotEnoughDataError, match="--samples 10"):
+        only.fit(few.traces, few.labels, few.split)
+
+
 def test_likeness_is_the_share_of_words_that_both_claim():
     claims = [frozenset("ab"), frozenset("bc"), frozenset(), frozenset()]
     expected = [[1, 1 / 3, 0, 0], [1 / 3, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
@@ -96,7 +243,10 @@ def test_measures_of_the_answer_itself_look_at_what_it_claims():
     assert MEASURES["length-spread"](spread) == 0.5
 
 
-@pytest.mark.parametrize("name", sorted(OF_SAMPLES))
+NUMBERS = sorted(OF_SAMPLES - {"question-gat", "question-alone"})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
 def test_a_detector_of_samples_finds_hallucinations_whose_samples_disagree(name, few_samples):
     data = few_samples
     detector = DETECTORS.get(name)().fit(data.traces, data.labels, data.split)
@@ -105,7 +255,7 @@ def test_a_detector_of_samples_finds_hallucinations_whose_samples_disagree(name,
     assert roc_auc_score(data.test_labels, scores.values) > 0.95
 
 
-@pytest.mark.parametrize("name", sorted(OF_SAMPLES))
+@pytest.mark.parametrize("name", NUMBERS)
 def test_samples_that_agree_alike_tell_nothing(name, few):
     data = with_samples(few, share=0.0)
     detector = DETECTORS.get(name)().fit(data.traces, data.labels, data.split)

@@ -75,6 +75,8 @@ class NetworkDetector(TrainedDetector):
     """Changes every graph before it is read, as a control does."""
     relations: ClassVar[tuple[str, ...]] = ()
     """Columns that it adds to ``edge_attr``."""
+    node_relations: ClassVar[tuple[str, ...]] = ()
+    """Columns that it adds to ``x``."""
 
     config: NetworkConfig
 
@@ -124,7 +126,7 @@ class NetworkDetector(TrainedDetector):
         check_classes(_items(labels, used), self.card, n_without=len(failures), way_out=way_out)
         self.schema = GraphSchema(
             layers=layers,
-            node_feature_names=graphs.node_feature_names,
+            node_feature_names=(*graphs.node_feature_names, *self.node_relations),
             edge_feature_names=(*graphs.edge_feature_names, *self.relations),
             model_shape=describe_shape(traces[0].shape),
         )
@@ -309,7 +311,7 @@ class NetworkDetector(TrainedDetector):
         if not len(usable):
             return
         names = {
-            "node_feature_names": graphs.node_feature_names,
+            "node_feature_names": (*graphs.node_feature_names, *self.node_relations),
             "edge_feature_names": (*graphs.edge_feature_names, *self.relations),
         }
         for kind, came in names.items():

@@ -2,8 +2,9 @@
 
 Nodes carry hidden states, what the context changes in them, every head's attention, likelihood and
 overlap with the prompt. Edges carry attention, the kind of token that is attended to, whether it is
-the same token (so that a row which produces what it attends to is a copy), and the distance. Offline networks send messages both ways;
-streaming ones send them forward only, so that a score does not change while the answer goes on.
+the same token (so that a row which produces what it attends to is a copy), and the distance. Offline
+networks send messages both ways; streaming ones send them forward only, so that a score does not change
+while the answer goes on.
 """
 
 import hashlib

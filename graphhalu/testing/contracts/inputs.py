@@ -6,7 +6,7 @@ A broken condition is an :class:`AssertionError` that says which.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
@@ -114,7 +114,8 @@ def check_labeller(labeller: Labeller, records: Sequence[TraceRecord] = ()) -> N
     Raises:
         AssertionError: Says which promise is broken.
     """
-    require(isinstance(labeller.name, str) and bool(labeller.name), "a labeller needs a name")
+    name: Any = labeller.name  # whatever a plug-in says
+    require(isinstance(name, str) and bool(name), "a labeller needs a name")
     require(labeller.meaning in MEANINGS, f"meaning must be one of {', '.join(MEANINGS)}")
     settings = labeller.settings()
     plain = json.loads(json.dumps(settings, allow_nan=False))
