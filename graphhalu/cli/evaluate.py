@@ -149,6 +149,8 @@ def tokens(
     *,
     save: str | None = None,
     out: Place = None,
+    resume: bool = False,
+    jobs: Count = 1,
     threads: int | None = None,
 ) -> Shown:
     """Find hallucinated tokens in given answers with marked spans, and measure how well.
@@ -156,16 +158,22 @@ def tokens(
     Args:
         save: Also fit this detector for use; it goes to OUT/detector.
         out: Folder of the result; by default data/runs/tokens-<time>.
+        resume: Go on in --out: finished detectors are kept.
+        jobs: Processes to spread detectors over.
     """
     if save is not None:  # refused before anything is run
         library.detector_specs([save], library.CompareConfig(), "token")
-    _use_threads(threads)
+    _use_threads(threads, jobs)
     store = open_store(traces)
     labels, about, fits = library.label_tokens(store.records), identity_of(store), ProgressLine("fits")
-    folder = library.run_folder("tokens", out, is_resumed=False)
+    folder = library.run_folder("tokens", out, is_resumed=resume)
     say(f"the result goes to {folder}")
-    result = library.run_comparison(store, labels, config=settings, store=about, on_progress=fits)
+    options = library.RunOptions(jobs=jobs, folder=folder, is_resumed=resume)
+    result = library.run_comparison(
+        store, labels, config=settings, store=about, options=options, on_progress=fits
+    )
     result.write(folder)
+    library.clear_checkpoints(folder)
     if save is not None:
         library.fit_for_use(save, store, labels, settings, folder / "detector")
     more = {"result": result, "counts": result.counts, "path": store.path}

@@ -53,7 +53,7 @@ from graphhalu.evaluation.detector_metrics import (
     token_counts,
     token_notes,
 )
-from graphhalu.evaluation.methods import method_tests
+from graphhalu.evaluation.methods import METRIC_OF, method_tests
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.result import (
     RESULT_FILE,
@@ -371,7 +371,10 @@ def make_result(
         name = baseline.detector
         with suppress(NotEnoughDataError):
             compared = compare_to_baseline(scores, name, data.kept_items, margin=config.margin)
-            methods, by_category = (method_tests(each, name, vars(config)) for each in (samples, apart))
+            metric = METRIC_OF[labels.level]
+            methods, by_category = (
+                method_tests(each, name, vars(config), metric) for each in (samples, apart)
+            )
             tests = {"comparisons": tuple(compared), "methods": methods, "category_methods": by_category}
     n_groups = len(np.unique(data.groups[kept]))
     counts = token_counts(data, n_groups) if labels.level == "token" else None

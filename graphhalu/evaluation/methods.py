@@ -6,11 +6,12 @@ scorers fixed. Here every fold of every seed is one fit, and the spread between 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 from scipy.stats import t as student
+from sklearn.metrics import average_precision_score
 
 from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import NotEnoughDataError
@@ -19,23 +20,28 @@ from graphhalu.evaluation.metrics import Floats
 from graphhalu.evaluation.result import MethodTest, Result
 from graphhalu.evaluation.settings import MARGIN
 from graphhalu.evaluation.significance import holm
+from graphhalu.labels.labels import Level
 
 Fits = Mapping[tuple[int, int], float]
-"""AUROC of each fit, by seed and fold."""
+"""Metric of each fit, by seed and fold."""
+Metric = Literal["auroc", "auprc"]
+METRIC_OF: Final[Mapping[Level, Metric]] = {"answer": "auroc", "token": "auprc"}
+"""What methods are compared by: hallucinated tokens are few."""
 LEVEL: Final = 0.95
 _LEAST_FITS: Final = 2
 CLAIMS: Final = FileFormat("graphhalu-claims", 1, "Run:  graphhalu report RUN RUN --together")
 CLAIMS_FILE: Final = "claims.json"
 
 
-def fit_aurocs(samples: pa.Table) -> dict[str, dict[tuple[int, int], float]]:
-    """AUROC of every detector within each tested fold of each seed.
+def fit_metrics(samples: pa.Table, metric: Metric = "auroc") -> dict[str, dict[tuple[int, int], float]]:
+    """A metric of every detector within each tested fold of each seed.
 
     A sample without a valid score has the median of the others of its fold. Folds without both
     classes are left out.
 
     Args:
         samples: Scores as in ``scores.parquet``; see :data:`graphhalu.evaluation.result.SAMPLE_SCHEMA`.
+        metric: AUROC, or average precision.
     """
     frame = samples.select(["detector", "seed", "fold", "label", "score"]).to_pandas()
     found: dict[str, dict[tuple[int, int], float]] = {}
@@ -45,7 +51,8 @@ def fit_aurocs(samples: pa.Table) -> dict[str, dict[tuple[int, int], float]]:
         if not is_valid.any() or len(np.unique(labels)) < 2:  # noqa: PLR2004
             continue
         filled = np.where(is_valid, scores, np.median(scores[is_valid]))
-        found.setdefault(str(detector), {})[int(seed), int(fold)] = auroc(filled, labels)
+        value = auroc(filled, labels) if metric == "auroc" else average_precision_score(labels, filled)
+        found.setdefault(str(detector), {})[int(seed), int(fold)] = float(value)
     return found
 
 
@@ -55,7 +62,7 @@ def compare_methods(
     """Test every method against the baseline, with Holm's correction over all of them.
 
     Args:
-        fits: AUROC of each fit by detector; see :func:`fit_aurocs`.
+        fits: Metric of each fit by detector; see :func:`fit_metrics`.
         baseline: One of the detectors.
         test_ratio: Tested answers of a fit over those that it was trained on: 1/3 for five folds of which
             one tests and one validates.
@@ -121,23 +128,30 @@ def overlap_ratio(config: Mapping[str, Any]) -> float:
     return 1 / 3 if config.get("quick") else 1 / (int(config.get("n_folds", 5)) - 2)
 
 
-def method_tests(samples: pa.Table, baseline: str, config: Mapping[str, Any]) -> tuple[MethodTest, ...]:
+def method_tests(
+    samples: pa.Table, baseline: str, config: Mapping[str, Any], metric: Metric = "auroc"
+) -> tuple[MethodTest, ...]:
     """Every detector of a comparison against its baseline, as methods.
 
     Args:
-        samples: Scores of every sample; see :func:`fit_aurocs`.
+        samples: Scores of every sample; see :func:`fit_metrics`.
         baseline: One of the detectors.
         config: Settings of the comparison.
+        metric: What they are compared by.
     """
     how = {name: config[name] for name in ("level", "margin") if name in config}
-    return tuple(compare_methods(fit_aurocs(samples), baseline, test_ratio=overlap_ratio(config), **how))
+    fits = fit_metrics(samples, metric)
+    tests = compare_methods(fits, baseline, test_ratio=overlap_ratio(config), **how)
+    return tuple(replace(test, metric=metric) for test in tests)
 
 
 def with_methods(result: Result) -> Result:
     """A result with tests of methods, made from its scores where an earlier version left them out."""
     if result.methods or result.baseline is None:
         return result
-    return replace(result, methods=method_tests(result.samples, result.baseline.detector, result.config))
+    metric = METRIC_OF["answer" if result.counts is None else "token"]
+    tests = method_tests(result.samples, result.baseline.detector, result.config, metric)
+    return replace(result, methods=tests)
 
 
 def claims_together(results: Mapping[str, Result], level: float = 0.05) -> list[dict[str, Any]]:

@@ -181,7 +181,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class MethodTest:
-    """AUROC of a detector minus that of another, as methods: over repeated training.
+    """AUROC, or average precision of tokens, of a detector minus that of another, over repeated training.
 
     Attributes:
         detector: The detector.
@@ -196,6 +196,7 @@ class MethodTest:
         p_not_worse: Of being worse by ``margin`` or more.
         margin: The difference that would matter.
         n_fits: Fits of each of both.
+        metric: ``"auroc"`` or ``"auprc"``.
     """
 
     detector: str
@@ -210,6 +211,7 @@ class MethodTest:
     p_not_worse: float
     margin: float
     n_fits: int
+    metric: str = "auroc"
 
     def verdict(self, level: float = 0.05) -> str:
         """What may be said of both methods: ``better``, ``worse``, ``no worse``, or ``not decided``."""

@@ -361,11 +361,12 @@ def heads_block(source: LayerBlock) -> NodeBlock:
 
 
 def likelihood_block(source: LayerBlock) -> NodeBlock:
-    """Log-probability, entropy and margin of a token; the first has none and says so."""
+    """Log-probability, entropy and margin of a token; one whose row before is not stored says so."""
     streams = ("token_logprob", "token_entropy", "top1_margin")
-    is_first = source.block.tokens.position == 0
-    columns = [np.where(is_first, 0.0, source.block.stream(name)) for name in streams]
-    values = np.stack([*columns, is_first], axis=1)[None]
+    block = source.block
+    is_missing = block.tokens.position <= block.of_record("row_start")[block.tokens.trace]
+    columns = [np.where(is_missing, 0.0, block.stream(name)) for name in streams]
+    values = np.stack([*columns, is_missing], axis=1)[None]
     return NodeBlock(values, ("logprob", "entropy", "margin", "is_missing"), is_of_layer=False)
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import rankdata, ttest_1samp
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.methods import compare_methods, corrected_test, fit_aurocs, overlap_ratio
+from graphhalu.evaluation.methods import compare_methods, corrected_test, fit_metrics, method_tests, overlap_ratio
 
 
 def test_without_overlap_it_is_the_t_test():
@@ -64,9 +64,23 @@ def test_aurocs_are_those_within_a_fold_with_the_median_for_missing_scores():
         for label, score in [(1, 3.0), (0, 1.0), (1, None), (0, 2.0), (0, 5.0)]
     ]
     rows += [{"detector": "a", "seed": 1, "fold": 0, "label": 1, "score": 1.0}] * 3  # one class only
-    found = fit_aurocs(pa.Table.from_pylist(rows))
+    found = fit_metrics(pa.Table.from_pylist(rows))
     # filled with the median 2.5: pairs of 3.0 and 2.5 with 1, 2, 5
     assert found == {"a": {(0, 1): pytest.approx(4 / 6)}}
+
+
+def test_tokens_are_compared_by_average_precision():
+    rows = [
+        {"detector": "a", "seed": 0, "fold": 1, "label": label, "score": score}
+        for label, score in [(1, 3.0), (0, 1.0), (0, 4.0), (1, 2.0)]
+    ]
+    table = pa.Table.from_pylist(rows)
+    # precision 1 / 2 at the second, 2 / 3 at the third
+    assert fit_metrics(table, "auprc") == {"a": {(0, 1): pytest.approx((1 / 2 + 2 / 3) / 2)}}
+    other = pa.Table.from_pylist([{**row, "detector": "b", "fold": fold} for row in rows for fold in (1, 2)])
+    both = pa.concat_tables([table, other, pa.Table.from_pylist([{**row, "fold": 2} for row in rows])])
+    (test,) = method_tests(both, "a", {"n_folds": 5}, "auprc")
+    assert (test.metric, test.difference) == ("auprc", 0)
 
 
 def test_the_ratio_is_that_of_the_folds():

@@ -124,12 +124,13 @@ def _previous(data: Data, n_tokens: int) -> Tensor:
 class EvidenceConv(MessagePassing):
     """Graph attention, beside sum, mean and maximum of messages that carry what edges hold.
 
-    ``m_ij = relu(A h_j + B e_ij)``; the softmax of graph attention divides absolute attention away, and
-    its values do not hold edges at all.
+    ``m_ij = relu(A h_j + B e_ij)`` of few channels; the softmax of graph attention divides absolute
+    attention away, and its values do not hold edges at all.
 
     Args:
         channels: Channels of node states.
         edge_dim: Features of an edge.
+        n_sent: Channels of a message.
 
     Source:
         Brody et al. 2022, arXiv:2105.14491 (attention with edge features); Hu et al. 2020,
@@ -137,13 +138,13 @@ class EvidenceConv(MessagePassing):
         aggregations).
     """
 
-    def __init__(self, channels: int, edge_dim: int) -> None:
+    def __init__(self, channels: int, edge_dim: int, n_sent: int = 16) -> None:
         super().__init__(aggr=MultiAggregation(["sum", "mean", "max"]))
         self.attention = GATv2Conv(channels, channels // 4, heads=4, edge_dim=edge_dim, add_self_loops=False)
-        self.of_node = nn.Linear(channels, channels)
-        self.of_edge = nn.Linear(edge_dim, channels, bias=False)
-        self.norm = nn.LayerNorm(3 * channels)
-        self.joined = nn.Linear(3 * channels, channels)
+        self.of_node = nn.Linear(channels, n_sent)
+        self.of_edge = nn.Linear(edge_dim, n_sent, bias=False)
+        self.norm = nn.LayerNorm(3 * n_sent)
+        self.joined = nn.Linear(3 * n_sent, channels)
 
     def forward(self, states: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
         """What each node receives, ``[node, channel]``."""
