@@ -22,7 +22,7 @@ from graphhalu.models.attention import attention_implementation, is_on_interface
 
 DECODE_NAME: Final = "graphhalu_decode"
 
-_GROWTH: Final = 64
+GROWTH: Final = 64
 """Positions by which a layer's buffers grow when they are full."""
 
 
@@ -50,7 +50,7 @@ class GrowingLayer(DynamicLayer):
 def _appended(buffer: Tensor, states: Tensor, start: int) -> Tensor:
     stop = start + states.shape[2]
     if stop > buffer.shape[2]:
-        n_positions = buffer.shape[2] + states.shape[2] + _GROWTH
+        n_positions = buffer.shape[2] + states.shape[2] + GROWTH
         larger = states.new_empty(*states.shape[:2], n_positions, states.shape[3])
         larger[:, :, :start] = buffer[:, :, :start]
         buffer = larger

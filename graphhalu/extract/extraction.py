@@ -1,18 +1,21 @@
 """A model with its settings: from questions to prompts, answers, traces, and parts of a store."""
 
+import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
+import torch
 
 from graphhalu.core.axes import Span
-from graphhalu.core.errors import UsageError
+from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.provenance import provenance
 from graphhalu.datasets.prompts import DEFAULT_TEMPLATE
 from graphhalu.datasets.question import Question
@@ -20,13 +23,14 @@ from graphhalu.datasets.registry import DATASETS
 from graphhalu.extract.ask import SelfQuestions
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.contrast import REPLAYED, Contrast
+from graphhalu.extract.decode import GROWTH
 from graphhalu.extract.forward import Replayed, TokenSequence
 from graphhalu.extract.generate import Answer, beam_search, sample_draws, shared_decoding_fault
 from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, trace_record
 from graphhalu.extract.replay import replay, replay_shared
 from graphhalu.extract.settings import ExtractConfig, PromptSettings, trace_shape
 from graphhalu.models.check import load_checked
-from graphhalu.models.load import LoadedModel, free_memory
+from graphhalu.models.load import LoadedModel, batch_memory
 from graphhalu.traces.disk import estimate_bytes
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.storage import MAIN
@@ -35,6 +39,7 @@ from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import TraceWriter
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 QuestionBatch = tuple[int, tuple[Question, ...]]
 """Questions that are answered together, done or not; first, the place of the first of them among
@@ -134,11 +139,30 @@ class Extraction:
         if self.search is None:
             return
         for batch in self._batches([each for each in prompts if each.length]):
-            token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
-            samples = self._samples(batch, token_ids)
-            for index, beams in self.search.as_finished(token_ids):
-                answered = self._with_answers(batch[index], beams, samples[index])
-                yield answered if self.questions is None else self.questions.asked(answered)
+            yield from self._answered(batch)
+
+    def _answered(self, batch: Sequence[Prompt]) -> Iterator[Prompt]:
+        """A batch with its answers; where memory runs out, what is left of it in halves."""
+        done: set[str] = set()
+        left: list[Prompt] = []
+        try:
+            for answered in self._searched(batch):
+                done.add(answered.question.question_id)
+                yield answered
+        except torch.OutOfMemoryError as error:
+            left = [prompt for prompt in batch if prompt.question.question_id not in done]
+            if len(left) == 1:
+                raise _too_large(left[0].length, "prompt") from error
+        if left:
+            yield from chain(*map(self._answered, _halves(left)))
+
+    def _searched(self, batch: Sequence[Prompt]) -> Iterator[Prompt]:
+        assert self.search is not None
+        token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
+        samples = self._samples(batch, token_ids)
+        for index, beams in self.search.as_finished(token_ids):
+            answered = self._with_answers(batch[index], beams, samples[index])
+            yield answered if self.questions is None else self.questions.asked(answered)
 
     def size(self, answered: Prompt) -> int:
         """Bytes in memory of the traces of one question."""
@@ -172,16 +196,22 @@ class Extraction:
         return max(0, prompt.length - 1) if self.config.capture.rows == "answer" else 0
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
-        """Batches of rising length; long prompts come in smaller ones, so that caches fit."""
-        n_channels = self.shape.n_kv_heads * (self.shape.hidden_size // self.shape.n_heads)
+        """Batches of rising length; long prompts come in smaller ones, so that caches fit.
+
+        They follow from the model and the size of the memory, and not from what is free of it.
+        """
+        settings, model = self.config.generation, self.loaded.model
+        head_size = getattr(model.config.get_text_config(), "head_dim", None)
+        n_channels = self.shape.n_kv_heads * (head_size or self.shape.hidden_size // self.shape.n_heads)
         # keys and values, with as much again for what a pass makes beside them
-        token_bytes = 4 * self.shape.n_layers * n_channels * self.loaded.model.dtype.itemsize
+        token_bytes = 4 * self.shape.n_layers * n_channels * model.dtype.itemsize
+        # each beam or sample has positions of its own
+        n_answer = settings.max_new_tokens * max(settings.num_beams, settings.samples) + GROWTH
+        limit = batch_memory(model.device)
 
         def fits(batch: list[Prompt]) -> bool:
-            longest = batch[-1].length + self.config.generation.max_new_tokens
-            needed = len(batch) * longest * token_bytes
-            is_small = len(batch) <= self.config.batch_size
-            return is_small and needed <= free_memory(self.loaded.model.device)
+            needed = len(batch) * (batch[-1].length + n_answer) * token_bytes
+            return len(batch) <= self.config.batch_size and needed <= limit
 
         return grouped(sorted(prompts, key=lambda prompt: prompt.length), fits)
 
@@ -255,7 +285,18 @@ class Extraction:
     def _results(
         self, group: Sequence[tuple[Prompt, Answer]], run: Callable[..., list[Replayed]]
     ) -> Iterator[tuple[TraceRecord, Replayed]]:
-        """Replay one batch; with contrast, again without the contexts."""
+        """Replay one batch, in halves where memory runs out; with contrast, again without the contexts."""
+        try:
+            found = list(self._run_once(group, run))
+        except torch.OutOfMemoryError as error:
+            if len(group) == 1:
+                raise _too_large(group[0][0].length + len(group[0][1].token_ids), "answer") from error
+            found = []
+        yield from found or chain(*(self._results(half, run) for half in _halves(group)))
+
+    def _run_once(
+        self, group: Sequence[tuple[Prompt, Answer]], run: Callable[..., list[Replayed]]
+    ) -> Iterator[tuple[TraceRecord, Replayed]]:
         sequences = [self._sequence(*each) for each in group]
         model, edge_mass = self.loaded.model, self.config.capture.edge_mass
         results = run(model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass)
@@ -281,6 +322,22 @@ class Extraction:
             prompt_length=n_prompt,
             row_start=n_prompt - 1,
         )
+
+
+def _halves(items: Sequence[T]) -> list[Sequence[T]]:
+    """Two halves of a batch for which memory ran out; what it had taken is free again."""
+    _log.warning("memory ran out at %d sequences at a time: they are done in halves", len(items))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(items) // 2
+    return [items[:middle], items[middle:]]
+
+
+def _too_large(n_tokens: int, what: str) -> GraphhaluError:
+    return GraphhaluError(
+        f"memory runs out at one {what} of {n_tokens} tokens\n"
+        f"  Use --quantization nf4, --keep streams, fewer --beams, or --device cpu"
+    )
 
 
 def grouped(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[list[T]]:

@@ -321,10 +321,20 @@ def shared_decoding_fault(model: Any, layer_windows: tuple[int | None, ...]) -> 
         return f"its forward pass does not take a mask for each beam ({type(error).__name__})"
     plain = model(input_ids=tokens, use_cache=False).logits[0, -1].float()
     difference = float((shared - plain).abs().max() / plain.abs().max().clamp(min=1e-6))
-    dtype_slack = torch.finfo(model.dtype).eps / torch.finfo(torch.float32).eps
+    dtype_slack = torch.finfo(compute_dtype(model)).eps / torch.finfo(torch.float32).eps
     if not difference <= _AGREEMENT * max(1.0, dtype_slack**0.5):
         return f"its logits with shared prompts differ by {difference:.1e}"
     return None
+
+
+def compute_dtype(model: Any) -> torch.dtype:
+    """What the model multiplies in, which for a quantised one is not the format of its other weights."""
+    quantized: Any = getattr(model.config, "quantization_config", None)
+    if quantized is not None and getattr(quantized, "load_in_4bit", False):
+        return quantized.bnb_4bit_compute_dtype
+    if quantized is not None and getattr(quantized, "load_in_8bit", False):
+        return torch.float16
+    return model.dtype
 
 
 def _shared_logits(

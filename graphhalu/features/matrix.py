@@ -47,11 +47,10 @@ class FeatureCache:
         if self._limit_bytes is not None:
             return self._limit_bytes
         # torch takes seconds to import, and only detectors come here
-        import torch
 
         from graphhalu.models.load import free_memory
 
-        return min(MOST_BYTES, max(LEAST_BYTES, free_memory(torch.device("cpu")) // 2))
+        return min(MOST_BYTES, max(LEAST_BYTES, free_memory() // 4))
 
     def get(self, key: tuple[str, ...], compute: Callable[[], Any]) -> Any:
         """What is kept under a key, else what ``compute`` gives; nothing is kept under an empty key.

@@ -24,6 +24,7 @@ from graphhalu.models.quiet import quiet_loading, silence_int8_casts
 __all__ = [
     "LoadedModel",
     "ModelSpec",
+    "batch_memory",
     "default_threads",
     "free_memory",
     "left_padded",
@@ -38,8 +39,8 @@ _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 _PACKED_OUTPUTS: Final = 32
 """Outputs that bitsandbytes packs together on a CPU with AVX-512 BF16."""
 
-_SHARE: Final = 0.5
-"""Share of the free memory that one batch may take."""
+_SHARE: Final = 0.25
+"""Share of a memory that the caches of one batch may take."""
 
 _UNKNOWN: Final = 4 * 2**30
 """Bytes that are assumed where the system does not say."""
@@ -192,7 +193,7 @@ def _dtype(spec: ModelSpec, config: Any, device: torch.device) -> torch.dtype | 
         return getattr(torch, spec.dtype)
     if _stored(config) is not None:
         return "auto"
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
 
@@ -342,14 +343,18 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(index for index in ids if index is not None))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a batch may take on a device: half of what is free now."""
+def batch_memory(device: torch.device) -> int:
+    """Bytes that a batch may take on a device: a share of its whole memory, whatever is free of it now."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
-    return int(_free_main_memory() * _SHARE)
+        return int(torch.cuda.get_device_properties(device).total_memory * _SHARE)
+    try:
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _SHARE)
+    except (OSError, ValueError):
+        return int(_UNKNOWN * _SHARE)
 
 
-def _free_main_memory() -> int:
+def free_memory() -> int:
+    """Bytes of main memory that are free now."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))

@@ -52,7 +52,7 @@ def tiny_model(family: str, seed: int = 0, **sizes: int) -> tuple[Any, Any]:
 
     chosen = TINY_FAMILIES[family]
     config = getattr(transformers, chosen.config)(**{**chosen.settings, **sizes})
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
         _enlarge(model)

@@ -6,7 +6,13 @@ import pytest
 from scipy.stats import rankdata, ttest_1samp
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.methods import compare_methods, corrected_test, fit_metrics, method_tests, overlap_ratio
+from graphhalu.evaluation.methods import (
+    compare_methods,
+    corrected_test,
+    fit_metrics,
+    method_tests,
+    overlap_ratio,
+)
 
 
 def test_without_overlap_it_is_the_t_test():

@@ -152,7 +152,7 @@ def test_parts_stay_within_their_bytes_though_questions_are_answered_together(co
 
 
 def test_caches_that_do_not_fit_the_memory_make_smaller_batches(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("graphhalu.extract.extraction.free_memory", lambda _: 1)
+    monkeypatch.setattr("graphhalu.extract.extraction.batch_memory", lambda _: 1)
     sizes = []
     as_finished = BeamSearch.as_finished
 

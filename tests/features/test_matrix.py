@@ -107,7 +107,7 @@ def test_a_part_that_is_too_large_is_cut_between_traces(make_store, traces, monk
     ("free", "kept"), [(7 * 2**30, 3.5 * 2**30), (2**20, 512 * 2**20), (2**40, 4 * 2**30)]
 )
 def test_a_cache_takes_what_the_memory_allows(monkeypatch, free, kept):
-    monkeypatch.setattr("graphhalu.models.load.free_memory", lambda device: free)
+    monkeypatch.setattr("graphhalu.models.load.free_memory", lambda: 2 * free)
     assert FeatureCache().limit_bytes == kept
     assert FeatureCache(limit_bytes=7).limit_bytes == 7
 

@@ -17,7 +17,7 @@ def model_of(family):
     import transformers
 
     config = transformers.StableLmConfig(**TINY_FAMILIES[family].settings, partial_rotary_factor=0.5)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
