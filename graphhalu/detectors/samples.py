@@ -285,7 +285,8 @@ class AskedScalar(ScalarDetector):
     def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
         """One minus the probability, or its mean over the samples; NaN where nothing was asked."""
         name = type(self).asked
-        return np.array([1 - float(np.mean(t.record.asked.get(name, np.nan))) for t in traces])
+        said = [t.record.asked.get(name, np.nan) if t.record.answer.strip() else np.nan for t in traces]
+        return np.array([1 - float(np.mean(each)) for each in said])
 
 
 PTrue: Final = AskedScalar.variant("p-true")

@@ -68,17 +68,17 @@ def test_a_letter_behind_a_mark_for_space_and_one_without_are_both_found() -> No
 def test_a_lower_case_letter_is_no_spelling() -> None:
     tokenizer = made_of("a", "A", "b")
     assert letter_spellings(tokenizer, 1) == ((2,),)
-    with pytest.raises(ModelRefusedError, match="no single token for the letter 'B'"):
+    with pytest.raises(ModelRefusedError, match="no single token for 'B'"):
         letter_spellings(tokenizer, 2)
 
 
 def test_a_tokenizer_that_lowers_letters_is_refused() -> None:
-    with pytest.raises(ModelRefusedError, match="no single token for the letter 'A'"):
+    with pytest.raises(ModelRefusedError, match="no single token for 'A'"):
         letter_spellings(made_of("a", "A", lower=True), 1)
 
 
 def test_the_unknown_token_is_no_spelling() -> None:
-    with pytest.raises(ModelRefusedError, match="no single token for the letter 'C'"):
+    with pytest.raises(ModelRefusedError, match="no single token for 'C'"):
         letter_spellings(made_of("A", "B"), 3)
 
 

@@ -37,6 +37,8 @@ from graphhalu.traces.trace import Trace
 
 SCORED_AT_ONCE: Final = 32
 """Traces of a batch when scoring."""
+TRIED: Final = 16
+"""Traces that are looked at for what they keep."""
 
 
 class GraphSchema(Config):
@@ -265,7 +267,9 @@ class NetworkDetector(TrainedDetector):
     def _graphs(
         self, traces: Sequence[Trace], layers: tuple[int, ...], labels: Labels | None
     ) -> AttentionGraphs:
-        recipe = self.config.recipe(layers, traces[0])
+        # of the first traces one that keeps the most: a single one that cannot be read decides nothing
+        tried = [traces[place] for place in range(min(len(traces), TRIED))]
+        recipe = self.config.recipe(layers, max(tried, key=lambda trace: len(trace.arrays)))
         graphs = AttentionGraphs.of_recipe(traces, layers, recipe, labels)
         graphs.transform = type(self).transform
         return graphs

@@ -62,7 +62,7 @@ def neighbours(data: Data) -> Pairs:
 
 def random_pairs(data: Data) -> Pairs:
     """As :func:`attended`, from keys drawn anew on the same side of the prompt's end, without attention."""
-    seed = hashlib.sha256(f"{data.question_id} {data.trace_index}".encode()).digest()
+    seed = hashlib.sha256(data.token_id.numpy().tobytes()).digest()  # the same whatever stands beside it
     generator = np.random.default_rng(list(seed))
     (key, query), _ = attended(data)
     n_chain = _previous(data, 1).shape[1]
