@@ -23,6 +23,8 @@ from graphhalu.traces.trace import Trace
 CARDS_FILE: Final = Path(__file__).with_name("cards.yaml")
 D = TypeVar("D", bound="Detector")
 Input = Literal["attention", "hidden", "likelihood", "text", "length"]
+Compared = Literal["answers", "samples", "context", "asked"]
+"""What a detector can need beside single answers; see :class:`DetectorCard`."""
 
 
 class EdgeEffect(NamedTuple):
@@ -133,7 +135,7 @@ class DetectorCard:
     reads: tuple[str, ...] = ()
     is_graph: bool = False
     level: Level = "answer"
-    compares: Literal["answers", "samples", "context", "asked"] | None = None
+    compares: Compared | None = None
 
     @classmethod
     def of(cls, name: str) -> "DetectorCard":
@@ -231,6 +233,11 @@ class Detector(ABC):
     def attribute(self, trace: Trace) -> Attribution | None:
         """What the score of a trace is made of; ``None`` where this detector cannot say."""
         return None
+
+    @property
+    def compares(self) -> Compared | None:
+        """What it needs beside single answers to score; by default what its card says."""
+        return self.card.compares
 
     @property
     def n_parameters(self) -> int | None:

@@ -14,7 +14,7 @@ from graphhalu.core.config import Config
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.files import shown
 from graphhalu.core.registry import unknown_name
-from graphhalu.detectors.base import Detector, DetectorCard
+from graphhalu.detectors.base import Compared, Detector, DetectorCard
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
 from graphhalu.labels.labels import Level
 
@@ -123,7 +123,7 @@ class DetectorSpec:
         return default
 
     @property
-    def compares(self) -> Literal["answers", "samples", "context", "asked"] | None:
+    def compares(self) -> Compared | None:
         """What it needs beside single answers, as far as its card can be had."""
         return getattr(self.attribute("card"), "compares", None)
 

@@ -176,12 +176,13 @@ class AnswerScorer:
         reads, keep = set(self.detector.card.reads), config.capture.keep
         if reads and "attention" not in reads and keep == "full":
             keep = "streams"
-        # samples are drawn anew only for a detector that compares them
-        is_sampled = answers == "generated" and self.detector.card.compares is not None
-        without_samples = {} if is_sampled else {"samples": 0}
+        # samples are drawn anew, and the model is asked, only for a detector that reads that
+        compares = self.detector.compares if answers == "generated" else None
+        left_out = {} if compares in ("answers", "samples", "asked") else {"samples": 0}
+        left_out |= {} if compares == "asked" else {"ask": False}
         changed = {
             "model": {**spec, **model},
-            "generation": {**config.generation.model_dump(), "answers": answers, **without_samples},
+            "generation": {**config.generation.model_dump(), "answers": answers, **left_out},
             "capture": {**config.capture.model_dump(), "keep": keep},
         }
         return validate(ExtractConfig, {**config.model_dump(), **changed}, source=source)

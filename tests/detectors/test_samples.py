@@ -213,6 +213,7 @@ def test_the_stack_reads_samples_where_there_are_some(few, few_samples):
     ):
         detector = kind(**kind.settings(seed=0, **settings)).fit(data.traces, data.labels, data.split)
         assert set(detector.weights()) == expected
+        assert detector.compares == ("samples" if "samples" in expected else None)
         assert detector.score(data.test_traces).is_valid.all()
     only = kind(**kind.settings(parts=["samples"]))
     with pytest.raises(NotEnoughDataError, match="--samples 10"):

@@ -102,6 +102,18 @@ def test_samples_are_drawn_only_for_a_detector_that_compares_them(trained, monke
     assert scorer.config("generated").generation.samples == (3 if compares else 0)
 
 
+@pytest.mark.parametrize("compares", [None, "context", "samples", "asked"])
+def test_the_model_is_asked_only_for_a_detector_that_reads_what_it_says(trained, monkeypatch, compares):
+    scorer = AnswerScorer(trained.run, name=str(trained.model), threads=1)
+    config = scorer.identity.config
+    saved = {**config, "generation": {**config["generation"], "samples": 3, "ask": True}}
+    monkeypatch.setattr(scorer, "identity", scorer.identity.model_copy(update={"config": saved}))
+    monkeypatch.setattr(scorer.detector, "card", replace(scorer.detector.card, compares=compares))
+    assert not scorer.config("given").generation.ask
+    assert scorer.config("generated").generation.ask == (compares == "asked")
+    assert scorer.config("generated").generation.samples == (3 if compares in ("samples", "asked") else 0)
+
+
 def test_a_run_without_its_identity_cannot_score_new_answers(trained, tmp_path):
     folder = tmp_path / "detector"
     folder.mkdir()

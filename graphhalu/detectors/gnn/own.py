@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import Split
-from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard
+from graphhalu.detectors.base import ChosenTraces, Compared, Detector, DetectorCard
 from graphhalu.detectors.gnn.config import QUICK, NetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.detectors import Gat
@@ -65,6 +65,11 @@ class Graphhalu(Stack):
         super().__init__(seed, config)
         self.log_folder: Path | None = None
         """Where Lightning's logger writes; nothing is logged without."""
+
+    @property
+    def compares(self) -> Compared | None:
+        """Samples, where a part that reads them was fitted."""
+        return "samples" if set(OF_SAMPLES) & set(self.members) else None
 
     def check(self, traces: Sequence[Trace]) -> None:
         """As :meth:`NetworkDetector.check`."""
