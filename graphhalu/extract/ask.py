@@ -1,6 +1,5 @@
 """Questions to the model about its own answers: whether one is true, and whether a sample supports it."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -9,10 +8,9 @@ import torch
 
 from graphhalu.datasets.prompts import build_prompt, encode_prompt, spellings
 from graphhalu.datasets.question import Question
-from graphhalu.extract.forward import option_logprobs
+from graphhalu.extract.forward import DeferredPass, body_below_head, option_logprobs
 from graphhalu.extract.generate import Answer
 from graphhalu.extract.prompts import Prompt
-from graphhalu.models.attention import is_on_interface
 from graphhalu.models.load import LoadedModel, left_padded
 
 IS_TRUE: Final = (
@@ -90,12 +88,7 @@ class SelfQuestions:
     def _last_logits(self, token_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         model: Any = self.loaded.model
         ids, is_token = left_padded(token_ids, next(model.parameters()).device)
-        more: dict[str, Any] = {}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:
-            more["logits_to_keep"] = 1
-        if is_on_interface(model):
-            more["position_ids"] = (is_token.long().cumsum(1) - 1).clamp(min=0)
-        logits: torch.Tensor = model(
-            input_ids=ids, attention_mask=is_token.long(), use_cache=False, **more
-        ).logits[:, -1]
-        return logits
+        positions = (is_token.long().cumsum(1) - 1).clamp(min=0)
+        inputs = {"input_ids": ids, "attention_mask": is_token.long(), "position_ids": positions}
+        done = DeferredPass(model, body_below_head(model), **inputs, use_cache=False)
+        return done.logits(ids.shape[1] - 1, ids.shape[1])[:, 0]

@@ -211,6 +211,10 @@ def storage_of(
     return _SHARED.setdefault(traces, {}).setdefault((made.layers, recipe, folder), made)
 
 
+OF_NODE: Final = ("x", "is_answer", "is_readout", "span", "token_id", "layer_index", "kept_mass")
+"""Attributes of a graph with one entry a node."""
+
+
 def _graph_data(graph: TokenGraph, place: int) -> TokenGraphData:
     is_answer = torch.from_numpy(graph.is_answer)
     return TokenGraphData(

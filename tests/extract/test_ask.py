@@ -1,16 +1,19 @@
 """What the model says of its own answers, against plain passes over the same prompts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from graphhalu.datasets.question import Question
 from graphhalu.extract import run
-from graphhalu.extract.ask import IDEAS, IS_SUPPORTED, IS_TRUE
+from graphhalu.extract.ask import IDEAS, IS_SUPPORTED, IS_TRUE, SelfQuestions
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig, GenerationSettings
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
+from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 from graphhalu.traces.store import open_traces
 
 QUESTIONS = [Question(f"q{n}", f"Name a city of country {n}.", ("Rome",)) for n in range(3)]
@@ -69,6 +72,19 @@ def test_the_model_is_asked_about_its_beams_with_the_samples_as_ideas(store, loa
         assert record.asked.get("supported", []) == pytest.approx(expected, abs=1e-4)
         n_asked += 1 + len(expected)
     assert n_asked >= 12
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_prompts_of_other_lengths_beside_it_change_no_answer(family):
+    model, _ = tiny_model(family)
+    asking = object.__new__(SelfQuestions)
+    asking.loaded = SimpleNamespace(model=model, tokenizer=None)
+    prompts = [list(range(3, 3 + length)) for length in (7, 2, 5)]
+    together = asking._last_logits(prompts)
+    for prompt, logits in zip(prompts, together, strict=True):
+        with torch.inference_mode():
+            alone = model(input_ids=torch.tensor(prompt)[None]).logits[0, -1]
+        torch.testing.assert_close(logits, alone, rtol=1e-3, atol=1e-3)
 
 
 def test_answers_of_a_data_set_are_not_asked_about():

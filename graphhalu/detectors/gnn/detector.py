@@ -127,10 +127,7 @@ class NetworkDetector(TrainedDetector):
         way_out = f"No graph: {failures[0]}" if failures else ""
         check_classes(_items(labels, used), self.card, n_without=len(failures), way_out=way_out)
         self.schema = GraphSchema(
-            layers=layers,
-            node_feature_names=(*graphs.node_feature_names, *self.node_relations),
-            edge_feature_names=(*graphs.edge_feature_names, *self.relations),
-            model_shape=describe_shape(traces[0].shape),
+            layers=layers, **self._column_names(graphs), model_shape=describe_shape(traces[0].shape)
         )
         folds = self._folds(traces, labels, used)
         self.scaler = self._scaler(self.schema).fit(graphs.select(used), self.config.seed)
@@ -274,6 +271,13 @@ class NetworkDetector(TrainedDetector):
         graphs.transform = type(self).transform
         return graphs
 
+    def _column_names(self, graphs: AttentionGraphs) -> dict[str, Any]:
+        """Columns of ``x`` and ``edge_attr`` as networks get them, by their name in :class:`GraphSchema`."""
+        return {
+            "node_feature_names": (*graphs.node_feature_names, *self.node_relations),
+            "edge_feature_names": (*graphs.edge_feature_names, *self.relations),
+        }
+
     def _layers(self, traces: Sequence[Trace]) -> tuple[int, ...]:
         if self.schema is not None:
             return self.schema.layers
@@ -314,11 +318,7 @@ class NetworkDetector(TrainedDetector):
         usable, _ = _buildable(graphs, indices)
         if not len(usable):
             return
-        names = {
-            "node_feature_names": (*graphs.node_feature_names, *self.node_relations),
-            "edge_feature_names": (*graphs.edge_feature_names, *self.relations),
-        }
-        for kind, came in names.items():
+        for kind, came in self._column_names(graphs).items():
             expected = getattr(schema, kind)
             if came != expected:
                 differing = sorted(set(came) ^ set(expected))

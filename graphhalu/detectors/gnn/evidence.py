@@ -23,8 +23,10 @@ from torch_geometric.utils import subgraph
 from graphhalu.core.axes import Span
 from graphhalu.detectors.gnn.config import TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
-from graphhalu.detectors.gnn.networks import n_parameters
+from graphhalu.detectors.gnn.networks import equally_large_block, logit_head
 from graphhalu.graphs.edges import EdgeRule, GraphRecipe, TopK
+from graphhalu.graphs.nodes import WIDE
+from graphhalu.graphs.storage import OF_NODE
 from graphhalu.labels.labels import Level
 from graphhalu.traces.trace import Trace
 
@@ -45,13 +47,16 @@ def attended(data: Data) -> Pairs:
 
     That row produces the token. Each answer token is joined with the one before it, too.
     """
+    return _with_chain(data, *_by_attention(data))
+
+
+def _by_attention(data: Data) -> Pairs:
     key, query = data.edge_index
     is_within = data.is_answer[key] & data.is_answer[query]
     is_source = ~data.is_answer[key] & data.is_readout[query] & (query + 1 < data.num_nodes)
     produced = torch.stack([key, query + 1])
     pairs = torch.cat([data.edge_index[:, is_within], produced[:, is_source]], dim=1)
-    attention = torch.cat([data.edge_attr[is_within], data.edge_attr[is_source]])
-    return _with_chain(data, pairs, attention)
+    return pairs, torch.cat([data.edge_attr[is_within], data.edge_attr[is_source]])
 
 
 def neighbours(data: Data) -> Pairs:
@@ -64,15 +69,13 @@ def random_pairs(data: Data) -> Pairs:
     """As :func:`attended`, from keys drawn anew on the same side of the prompt's end, without attention."""
     seed = hashlib.sha256(data.token_id.numpy().tobytes()).digest()  # the same whatever stands beside it
     generator = np.random.default_rng(list(seed))
-    (key, query), _ = attended(data)
-    n_chain = _previous(data, 1).shape[1]
-    key, query = key[: len(key) - n_chain], query[: len(query) - n_chain]
+    (key, query), attention = _by_attention(data)
     start = int((~data.is_answer).sum())
     is_within = data.is_answer[key]
     first, stop = torch.where(is_within, start, 0), torch.where(is_within, query, start)
     drawn = torch.from_numpy(generator.random(len(key)))
     pairs = torch.stack([first + (drawn * (stop - first)).long(), query])
-    return _with_chain(data, pairs, data.edge_attr.new_zeros(len(key), data.edge_attr.shape[1]))
+    return _with_chain(data, pairs, torch.zeros_like(attention))
 
 
 def evidence_graph(data: Data, *, pairs: Callable[[Data], Pairs], is_streaming: bool = False) -> Data:
@@ -101,7 +104,7 @@ def evidence_graph(data: Data, *, pairs: Callable[[Data], Pairs], is_streaming: 
     is_kept = data.is_answer.clone()
     is_kept[index.flatten()] = True
     made.edge_index, made.edge_attr = subgraph(is_kept, index, attr, relabel_nodes=True)
-    for name in ("x", "span", "token_id", "is_answer", "is_readout", "layer_index", "kept_mass"):
+    for name in OF_NODE:
         made[name] = data[name][is_kept]
     return made
 
@@ -187,12 +190,7 @@ class EvidenceNetwork(nn.Module):
         self.rounds = nn.ModuleList(self.make_round(hidden_channels, edge_dim) for _ in range(n_rounds))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_channels) for _ in range(n_rounds))
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Sequential(
-            nn.Linear(hidden_channels, hidden_channels),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_channels, 1),
-        )
+        self.head = logit_head(hidden_channels, hidden_channels, dropout)
 
     def make_round(self, channels: int, edge_dim: int) -> nn.Module:
         """Messages between tokens."""
@@ -218,10 +216,7 @@ class EvidenceAlone(EvidenceNetwork):
 
     def make_round(self, channels: int, edge_dim: int) -> nn.Module:
         """A map with as many parameters as a round of graph attention."""
-        with torch.random.fork_rng(devices=[]):  # making it draws weights
-            wanted = n_parameters(EvidenceConv(channels, edge_dim))
-        n_inner = max(1, round((wanted - channels) / (2 * channels + 1)))
-        return nn.Sequential(nn.Linear(channels, n_inner), nn.ReLU(), nn.Linear(n_inner, channels))
+        return equally_large_block(channels, partial(EvidenceConv, channels, edge_dim))
 
     def messages(self, layer: nn.Module, states: Tensor, batch: Batch) -> Tensor:
         """No messages: what the map makes of each state."""
@@ -259,17 +254,14 @@ class EvidenceConfig(TokenNetworkConfig):
 
     def recipe(self, layers: tuple[int, ...], trace: Trace) -> GraphRecipe:
         """How graphs of these layers are built; see the base class."""
-        shape = trace.shape
-        left_out = {"contrast", "shift"} if "contrast_hidden" not in trace.arrays else set()
+        shape, is_compared = trace.shape, "contrast_hidden" in trace.arrays
+        wanted = [round(depth * shape.n_layers) for depth in _DEPTHS]
+        kept = [layer - 1 for layer in shape.hidden_layers if layer]
+        nearest = dict.fromkeys(min(kept, key=lambda layer: abs(layer - at)) for at in wanted if kept)
         blocks: list[str] = []
         for name in self.nodes:
-            if name in ("hidden", "shift"):
-                wanted = [round(depth * shape.n_layers) for depth in _DEPTHS]
-                kept = [layer - 1 for layer in shape.hidden_layers if layer]
-                nearest = [min(kept, key=lambda layer: abs(layer - at)) for at in wanted if kept]
-                blocks += [f"{name}@{layer}" for layer in dict.fromkeys(nearest) if name not in left_out]
-            elif name not in left_out:
-                blocks.append(name)
+            if is_compared or name not in ("contrast", "shift"):
+                blocks += [f"{name}@{layer}" for layer in nearest] if name in WIDE else [name]
         return GraphRecipe(
             edges=self.edges, nodes=tuple(blocks), prompt_edges=False, view="multiplex", sinks="remove"
         )
@@ -284,8 +276,9 @@ class StreamingConfig(EvidenceConfig):
     """As of the network that reads whole answers, without places, which say how long the answer is."""
 
 
-def _detector(name: str, pairs: Callable[[Data], Pairs] = attended, **settings: Any) -> type[NetworkDetector]:
-    is_streaming = settings.pop("is_streaming", False)
+def _detector(
+    name: str, pairs: Callable[[Data], Pairs] = attended, *, is_streaming: bool = False, **settings: Any
+) -> type[NetworkDetector]:
     values = {"network_class": EvidenceNetwork, "config_class": EvidenceConfig, **settings}
     transform = partial(evidence_graph, pairs=pairs, is_streaming=is_streaming)
     return NetworkDetector.variant(name, __name__, **values, transform=transform, relations=RELATIONS)

@@ -7,6 +7,7 @@ settings; ``forward(batch)`` gives ``[graph]``, or ``[answer_token]`` for ``leve
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Final, final
 
 import torch
@@ -103,12 +104,8 @@ class Readout(nn.Module):
         super().__init__()
         self.n_layers, self.level = n_layers, level
         self.pool = MultiAggregation(["mean", "max"])
-        self.head = nn.Sequential(
-            nn.Linear(2 * channels * (n_layers if level == "answer" else 1), channels),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(channels, 1),
-        )
+        n_inputs = 2 * channels * (n_layers if level == "answer" else 1)
+        self.head = logit_head(n_inputs, channels, dropout)
 
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         """``[graph]`` or ``[answer_token]``; higher = more likely hallucinated."""
@@ -123,6 +120,21 @@ class Readout(nn.Module):
             states = pooled.view(batch.num_graphs, -1)
         logits: Tensor = self.head(states)[:, 0]
         return logits
+
+
+def logit_head(n_inputs: int, channels: int, dropout: float) -> nn.Sequential:
+    """A hidden layer, and one logit."""
+    return nn.Sequential(
+        nn.Linear(n_inputs, channels), nn.ReLU(), nn.Dropout(dropout), nn.Linear(channels, 1)
+    )
+
+
+def equally_large_block(channels: int, make: Callable[[], nn.Module]) -> nn.Sequential:
+    """Two linear maps from states to states, with as many parameters as what ``make`` gives."""
+    with torch.random.fork_rng(devices=[]):  # making it draws weights
+        wanted = n_parameters(make())
+    n_inner = max(1, round((wanted - channels) / (2 * channels + 1)))
+    return nn.Sequential(nn.Linear(channels, n_inner), nn.ReLU(), nn.Linear(n_inner, channels))
 
 
 class TokenGraphNetwork(nn.Module, ABC):
@@ -247,11 +259,8 @@ class MLP(TokenGraphNetwork):
     def make_round(self) -> nn.ModuleDict:
         """A residual block of two linear maps with as many parameters as a round of the GAT."""
         channels = self.channels
-        with torch.random.fork_rng(devices=[]):  # making it draws weights
-            wanted = n_parameters(_gat_round(channels, self.edge_dim, self.n_layers))
-        n_inner = max(1, round((wanted - channels) / (2 * channels + 1)))
-        block = nn.Sequential(nn.Linear(channels, n_inner), nn.ReLU(), nn.Linear(n_inner, channels))
-        return nn.ModuleDict({"block": block})
+        make = partial(_gat_round, channels, self.edge_dim, self.n_layers)
+        return nn.ModuleDict({"block": equally_large_block(channels, make)})
 
     def messages(self, parts: Any, hidden: Tensor, edges: Edges) -> Tensor:
         """No messages: what the block makes of each state."""

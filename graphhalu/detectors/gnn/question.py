@@ -19,6 +19,7 @@ from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.networks import GAT, MLP
 from graphhalu.detectors.samples import claimed_words, likeness
 from graphhalu.graphs.dataset import AttentionGraphs
+from graphhalu.graphs.storage import OF_NODE
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
@@ -27,7 +28,6 @@ RELATIONS: Final = ("is_same", "agreement")
 answers are (0 between tokens)."""
 NODE_RELATIONS: Final = ("samples.is_sample", "samples.score")
 """Whether a node belongs to a sample, and the mean log-probability (nat) of its tokens."""
-_OF_NODE: Final = ("x", "span", "token_id", "is_answer", "is_readout", "layer_index", "kept_mass")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class QuestionGraph:
                 torch.cat([data.edge_attr.new_zeros(len(weights), data.edge_attr.shape[1]), weights], 1)
             )
             n_nodes += int(sample.is_answer.sum())
-        for name in _OF_NODE:
+        for name in OF_NODE:
             made[name] = torch.cat([part[name] for part in parts])
         made.edge_index, made.edge_attr = torch.cat(index, dim=1), torch.cat(attr)
         return made
@@ -84,7 +84,7 @@ class QuestionGraph:
 
 def _widened(data: Data, *, is_sample: bool, score: float) -> dict[str, Tensor]:
     """Node attributes with :data:`NODE_RELATIONS` as further features; a sample is never read out."""
-    found = {name: data[name] for name in _OF_NODE}
+    found = {name: data[name] for name in OF_NODE}
     more = data.x.new_tensor([float(is_sample), score]).expand(data.num_nodes, -1)
     found["x"] = torch.cat([data.x, more], dim=1)
     if is_sample:
