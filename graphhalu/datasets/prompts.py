@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from graphhalu.core.axes import SPAN_NAMES, Span
 from graphhalu.core.errors import ModelRefusedError, UsageError
 from graphhalu.core.registry import unknown_name
-from graphhalu.datasets.question import LETTERS, Example, Question
+from graphhalu.datasets.question import LETTERS, Example, Question, Turn
 
 CHAT_OPTIONS: Final[Mapping[str, Any]] = {
     # templates that show today's date would make another prompt every day
@@ -109,9 +109,12 @@ def build_prompt(
     body = [piece for piece in PROMPT_TEMPLATES[template](question) if piece[0] != without]
     system = question.system if system is None else system
     system = system if system and system.strip() else None
+    turns = () if without == Span.CONTEXT else question.turns
     if chat:
-        return _chat_prompt(body, system, tokenizer)
+        return _chat_prompt(body, system, turns, tokenizer)
     front = [] if system is None else [(Span.SYSTEM, system), (Span.TEMPLATE, "\n\n")]
+    for role, text in turns:
+        front += [(Span.TEMPLATE, f"{role.capitalize()}: "), (Span.CONTEXT, text), (Span.TEMPLATE, "\n\n")]
     marks = Marks([text for _, text in (*front, *body)])
     return marks.prompt("".join(marks.around(span, text) for span, text in (*front, *body)))
 
@@ -169,17 +172,21 @@ def require_span(
     return positions
 
 
-def _chat_prompt(body: Pieces, system: str | None, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def _chat_prompt(
+    body: Pieces, system: str | None, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase
+) -> Prompt:
     if not tokenizer.chat_template:
         raise UsageError(
             "the model has no chat template: it is not tuned for chat\n"
             "  Use a plain prompt:  --set prompt.chat=off"
         )
-    marks = Marks([system or "", *(text for _, text in body), str(tokenizer.chat_template)])
+    earlier = [text for _, text in turns]
+    marks = Marks([system or "", *earlier, *(text for _, text in body), str(tokenizer.chat_template)])
     marked_system = None if system is None else marks.around(Span.SYSTEM, system)
+    marked_turns = [(role, marks.around(Span.CONTEXT, text)) for role, text in turns]
     marked_user = "".join(marks.around(span, text) for span, text in body)
-    marked = _rendered(marked_user, marked_system, tokenizer)
-    plain = _rendered("".join(text for _, text in body), system, tokenizer)
+    marked = _rendered([*marked_turns, ("user", marked_user)], marked_system, tokenizer)
+    plain = _rendered([*turns, ("user", "".join(text for _, text in body))], system, tokenizer)
     if marks.removed(marked) != plain:
         raise rewritten_error("it renders another text when the pieces are marked")
     if marked_system is not None and marked_system.strip()[0] not in marked:
@@ -187,10 +194,9 @@ def _chat_prompt(body: Pieces, system: str | None, tokenizer: PreTrainedTokenize
     return marks.prompt(marked, bos=tokenizer.bos_token, is_chat=True)
 
 
-def _rendered(user: str, system: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    messages = [{"role": "user", "content": user}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
+def _rendered(turns: Sequence[Turn], system: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    said = [*([] if system is None else [("system", system)]), *turns]
+    messages = [{"role": role, "content": text} for role, text in said]
     try:
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS
@@ -343,12 +349,23 @@ def published(question: Question) -> Pieces:
     return [(Span.QUESTION, before), (Span.CONTEXT, context), (Span.QUESTION, after)]
 
 
+def direct(question: Question) -> Pieces:
+    """What a user types into a chat: solved examples, the context, the question with its lettered options."""
+    context = _context(question)
+    return [
+        *((Span.TEMPLATE, f"{_solved(example)}\n\n") for example in question.examples),
+        *([(Span.CONTEXT, context), (Span.TEMPLATE, "\n\n")] if context else []),
+        (Span.QUESTION, _asked(question.text, question.choices)),
+    ]
+
+
 DEFAULT_TEMPLATE: Final = "concise"
 
 PROMPT_TEMPLATES: Final[Mapping[str, Callable[[Question], Pieces]]] = {
     "concise": concise,
     "bare": bare,
     "published": published,
+    "direct": direct,
 }
 """Prompt templates by name; ``concise`` is the default.
 

@@ -17,6 +17,10 @@ _ACCENT: Final = re.compile("[\u0300-\u036f]")
 _ARTICLE: Final = re.compile(r"\b(?:a|an|the)\b")
 
 
+Turn = tuple[str, str]
+"""Role (user or assistant) and text of one turn of a conversation."""
+
+
 @dataclass(frozen=True)
 class GivenAnswer:
     """An answer that the data set states, for a replay without generation.
@@ -56,6 +60,7 @@ class Question:
         group_id: Questions of one group never part in a split; by default the question itself.
         context: Passage that the prompt shows before the question, if any.
         system: System prompt of this question, if any.
+        turns: Earlier turns of the conversation; their texts are context.
         incorrect_answers: Answers that the data set states to be wrong.
         choices: Options in the order in which the prompt shows them, lettered A, B, C …
         correct_choices: Places of the right ones among them.
@@ -72,6 +77,7 @@ class Question:
     group_id: str = ""
     context: str | None = None
     system: str | None = None
+    turns: tuple[Turn, ...] = ()
     incorrect_answers: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     correct_choices: tuple[int, ...] = ()

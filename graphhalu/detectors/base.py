@@ -240,6 +240,11 @@ class Detector(ABC):
         return self.card.compares
 
     @property
+    def token_reach(self) -> int | None:
+        """Answer tokens to either side that the score of a token depends on; ``None`` for all of them."""
+        return None
+
+    @property
     def n_parameters(self) -> int | None:
         """Numbers that fitting chose; ``None`` where they are not counted."""
         return None

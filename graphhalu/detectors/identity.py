@@ -23,6 +23,7 @@ class Identity(Config):
         capture: What was kept; for the record, not compared.
         generation: How answers were found; for the record, so that new ones are found alike.
         dtype: Number format of the weights; for the record.
+        architecture: Class of the model in transformers, where it is known.
         config: The whole configuration of the extraction, so that new answers are made alike;
             empty where the store does not have it.
     """
@@ -36,6 +37,7 @@ class Identity(Config):
     capture: Mapping[str, Any]
     generation: Mapping[str, Any] = {}
     dtype: str | None = None
+    architecture: str | None = None
     config: Mapping[str, Any] = {}
 
     @classmethod
@@ -47,7 +49,7 @@ class Identity(Config):
             config: The whole configuration of the extraction, if it is known.
         """
         model, prompt = (configuration.get(part) or {} for part in ("model", "prompt"))
-        names = ("source", "revision", "weights", "quantization", "dtype")
+        names = ("source", "revision", "weights", "quantization", "dtype", "architecture")
         return cls(
             model=model.get("name"),
             **{name: model.get(name) for name in names},
@@ -78,6 +80,8 @@ class Identity(Config):
         names = ["weights"] if self.weights and other.weights else ["source", "revision"]
         pairs = [(n, getattr(self, n), getattr(other, n)) for n in (*names, "quantization")]
         pairs += [(f"prompt.{n}", self.prompt.get(n), other.prompt.get(n)) for n in _PROMPT]
+        if self.architecture and other.architecture:
+            pairs.append(("architecture", self.architecture, other.architecture))
         told = [f"{name}: {fitted!r}, got {came!r}" for name, fitted, came in pairs if fitted != came]
         if told:
             listed = "\n  ".join(told)

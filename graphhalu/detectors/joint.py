@@ -63,6 +63,8 @@ JointProbe: Final = ProbeDetector.variant(
     "joint-probe", __name__, features=tuple(chain(*FAMILIES.values())), learn=learn_jointly
 )
 
+LiveProbe: Final = ProbeDetector.variant("live-probe", __name__, learn=learn_jointly)
+
 
 def _coordinates(values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace trace"]:
     """Traces in as many coordinates as there are traces, with the same products.

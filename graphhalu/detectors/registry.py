@@ -30,7 +30,7 @@ _MODULES: Final = (
     ("samples", "selfcheck-ngram token-sar sentence-sar sample-agreement p-true selfcheck-prompt"),
     ("contrast", "gasp lumina"),
     ("probes", "hallushift icr"),
-    ("joint", "joint-probe"),
+    ("joint", "joint-probe live-probe"),
     ("stack", "all-features"),
     ("text", "tfidf"),
     ("category", "category-prior"),

@@ -239,6 +239,14 @@ class LinearTokenDetector(TrainedDetector):
         check_identity(self.identity, traces)
         return Scores.ragged([self._logits(trace) for trace in traces])
 
+    @property
+    def token_reach(self) -> int | None:
+        """Half the widest window, where only rows of the token itself are read."""
+        kinds = {view.family.partition(".")[0] for view in self.views}
+        if not self.views or kinds - {"attention", "hidden", "likelihood"}:
+            return None
+        return max(view.window for view in self.views) // 2
+
     def write(self, folder: Path) -> dict[str, Any]:
         """Write the weights; describe the columns that they are of."""
         write_arrays(folder, self.fitted(self.model).arrays())

@@ -24,6 +24,7 @@ from scipy.special import expit, log_expit
 from sklearn.isotonic import IsotonicRegression
 
 from graphhalu.core.config import Config, validate
+from graphhalu.core.errors import UsageError
 from graphhalu.core.files import read_json_object
 from graphhalu.evaluation.metrics import Floats, Ints, Mask, check_scores, class_counts, tie_order
 from graphhalu.traces.schema import TraceRecord
@@ -32,6 +33,9 @@ CALIBRATION_FILE: Final = "calibration.json"
 """Beside a saved detector."""
 ISOTONIC_MINIMUM: Final = 200
 """Validation traces of the rarer class from which on isotonic regression is taken."""
+
+MOST_SEEN: Final = 5_000
+"""Validation scores that are kept with a calibration at most."""
 
 _REACH: Final = 10.0
 
@@ -61,9 +65,15 @@ class Calibration(Config):
     """Isotonic: the points between which the probability is linear, rising."""
     probabilities: tuple[float, ...] = ()
     """Isotonic: the probability at each of them, never falling."""
+    seen_scores: tuple[float, ...] = ()
+    """Scores that it was fitted on, by which other thresholds are chosen; a random share of very many."""
+    seen_labels: tuple[int, ...] = ()
+    """Their labels."""
 
     @model_validator(mode="after")
     def _is_a_curve(self) -> "Calibration":
+        if len(self.seen_scores) != len(self.seen_labels):
+            raise ValueError(f"{len(self.seen_scores)} scores with {len(self.seen_labels)} labels")
         if len(self.scores) != len(self.probabilities) or (self.method == "isotonic" and not self.scores):
             raise ValueError(f"{len(self.scores)} scores with {len(self.probabilities)} probabilities")
         if any(list(points) != sorted(points) for points in (self.scores, self.probabilities)):
@@ -92,7 +102,52 @@ class Calibration(Config):
         method = method or ("isotonic" if min(counts.values()) >= ISOTONIC_MINIMUM else "platt")
         curve: dict[str, Any] = (_isotonic if method == "isotonic" else _platt)(scores, labels)
         threshold = best_f1_threshold(scores, labels) if threshold is None else threshold
-        return cls(method=method, threshold=threshold, **counts, **curve)
+        kept = np.arange(len(scores))
+        if len(scores) > MOST_SEEN:
+            kept = np.sort(np.random.default_rng(0).choice(kept, MOST_SEEN, replace=False))
+        seen: dict[str, Any] = {
+            "seen_scores": tuple(scores[kept].tolist()),
+            "seen_labels": tuple(labels[kept].tolist()),
+        }
+        return cls(method=method, threshold=threshold, **counts, **curve, **seen)
+
+    def threshold_at_fpr(self, target: float) -> float:
+        """The lowest threshold that calls at most this share of correct validation answers hallucinated.
+
+        Raises:
+            UsageError: If validation scores were not kept.
+        """
+        scores, labels = self._seen()
+        correct = np.sort(scores[labels == 0])
+        n_allowed = int(np.floor(target * len(correct) + 1e-9))
+        if n_allowed >= len(correct):
+            return float(scores.min())
+        return float(np.nextafter(correct[len(correct) - 1 - n_allowed], np.inf))
+
+    def threshold_at_precision(self, target: float) -> float:
+        """The lowest threshold at which this share of the validation answers above it is hallucinated.
+
+        Raises:
+            UsageError: If validation scores were not kept, or no threshold reaches the target.
+        """
+        scores, labels = self._seen()
+        hits, alarms = class_counts(scores, labels)
+        precision = hits / (hits + alarms)
+        reached = np.flatnonzero(precision >= target)
+        if not len(reached):
+            raise UsageError(
+                f"no threshold reaches a precision of {target:g} on the {len(scores)} validation answers of "
+                f"this detector; the best is {precision.max():.3f}\n  Ask for less, or use --target-fpr"
+            )
+        return float(np.unique(scores)[::-1][reached[-1]])
+
+    def _seen(self) -> tuple[Floats, Ints]:
+        if not self.seen_scores:
+            raise UsageError(
+                "this detector was saved without its validation scores, so no threshold can be chosen by a "
+                "target\n  Train it again, or use --threshold with a probability"
+            )
+        return np.array(self.seen_scores), np.array(self.seen_labels)
 
     def probability(self, scores: Floats) -> Floats:
         """Probability of being hallucinated, as common as on the validation side; NaN of NaN."""

@@ -30,6 +30,7 @@ from graphhalu.evaluation.crossfit import (
     cross_fit_folds,
     fit_fold,
 )
+from graphhalu.evaluation.novelty import Novelty, training_novelty, write_novelty
 from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, detector_spec
 from graphhalu.labels.labels import Labels, question_groups
@@ -97,7 +98,8 @@ def train_detector(
         folder = new_run_folder(runs, spec.name)
         try:
             result.write(folder)
-            save_model(model, folder / DETECTOR_FOLDER, Identity.of_traces(traces))
+            novelty = training_novelty(data.traces, data.labels, fold)
+            save_model(model, folder / DETECTOR_FOLDER, Identity.of_traces(traces), novelty)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -143,15 +145,20 @@ def _fitted(spec: DetectorSpec, data: ComparisonData, fold: Split, logs: Path) -
         raise GraphhaluError(failure_text(error)) from error
 
 
-def save_model(model: FoldModel, folder: Path, identity: Identity | None = None) -> None:
+def save_model(
+    model: FoldModel, folder: Path, identity: Identity | None = None, novelty: Novelty | None = None
+) -> None:
     """Write a fitted detector and, where its validation side had both classes, its calibration.
 
     Args:
         model: What a fold gave.
         folder: Is made if it is missing.
         identity: Model, quantisation and prompt of the traces; ``None`` for traces in memory.
+        novelty: Which answers are unlike those that it was trained on, if that is known.
     """
     save_detector(model.detector, folder, identity)
+    if novelty is not None:
+        write_novelty(folder, novelty)
     if model.calibration is not None:
         replace_file(folder / CALIBRATION_FILE, model.calibration.model_dump_json(indent=1).encode())
 
@@ -178,7 +185,8 @@ def fit_for_use(name: str, traces: Traces, labels: Labels, config: CompareConfig
     split = Split(train, fold.validation, np.zeros(0, dtype=np.int64), groups)
     spec = replace(detector_spec(name), settings=config.settings.get(name, {}))
     model = fit_fold(partial(spec.make, seed), traces, labels, split)
-    save_model(model, folder, Identity.of_traces(traces))
+    novelty = training_novelty(traces, labels, split)
+    save_model(model, folder, Identity.of_traces(traces), novelty)
     return model
 
 

@@ -43,8 +43,28 @@ class GrowingLayer(DynamicLayer):
 
     def keep(self, questions: Int[Tensor, "kept"]) -> None:
         """Drop the questions that are done."""
-        self.buffers = [buffer[questions] for buffer in self.buffers]
-        self.keys, self.values = (buffer[:, :, : self.n_used] for buffer in self.buffers)
+        self._replace([buffer[questions] for buffer in self.buffers], self.n_used)
+
+    def join(self, other: "GrowingLayer") -> None:
+        """Add the sequences of another cache; the shorter ones are padded on the left."""
+        n_used = max(self.n_used, other.n_used)
+        pairs = zip(self.buffers, other.buffers, strict=True)
+        joined = [
+            torch.cat([_padded(a, self.n_used, n_used), _padded(b, other.n_used, n_used)]) for a, b in pairs
+        ]
+        self._replace(joined, n_used)
+
+    def trim(self, n_positions: int) -> None:
+        """Take away the first positions, which are padding in every sequence."""
+        self._replace([buffer[:, :, n_positions:] for buffer in self.buffers], self.n_used - n_positions)
+
+    def _replace(self, buffers: list[Tensor], n_used: int) -> None:
+        self.buffers, self.n_used = buffers, n_used
+        self.keys, self.values = (buffer[:, :, :n_used] for buffer in buffers)
+
+
+def _padded(buffer: Tensor, n_used: int, n_wanted: int) -> Tensor:
+    return nn.functional.pad(buffer[:, :, :n_used], (0, 0, n_wanted - n_used, 0))
 
 
 def _appended(buffer: Tensor, states: Tensor, start: int) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = [
     "LoadedModel",
     "ModelSpec",
     "batch_memory",
+    "bound_model",
     "default_threads",
     "free_memory",
     "left_padded",
@@ -118,6 +119,44 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         identity=identity if trusted is None else {**identity, "remote_code": trusted},
         eos_token_ids=_eos_token_ids(model, tokenizer),
         **shape._asdict(),
+    )
+
+
+def bound_model(model: Any, tokenizer: Any, spec: ModelSpec) -> LoadedModel:
+    """A model that is in memory already; it is put into evaluation mode.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its fast tokenizer.
+        spec: How the model that it stands for was asked for.
+
+    Raises:
+        UsageError: If it is no such model, or the tokenizer gives no offsets.
+        ModelRefusedError: If the model has no attention.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "forward"):
+        raise UsageError(f"expected a causal language model of transformers, got {type(model).__name__}")
+    if not getattr(tokenizer, "is_fast", False):
+        raise UsageError(
+            f"expected a fast tokenizer, got {type(tokenizer).__name__}: named spans come from its offsets"
+        )
+    name = type(model).__name__
+    _require_attention(config, name)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval()
+    identity = dict.fromkeys(("source", "revision", "weights"))
+    dtype = str(model.dtype).removeprefix("torch.")
+    identity |= {"name": spec.name, "architecture": name, "dtype": dtype, "quantization": spec.quantization}
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        spec=spec,
+        card=None,
+        identity=identity,
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+        **model_shape(config, name)._asdict(),
     )
 
 

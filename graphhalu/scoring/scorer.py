@@ -1,9 +1,9 @@
 """A trained detector that is asked about single answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -16,20 +16,25 @@ from graphhalu.detectors.base import Detector, Scores, checked_scores
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.load import load_detector as load_saved_detector
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
+from graphhalu.evaluation.novelty import read_novelty
 from graphhalu.evaluation.training import DETECTOR_FOLDER
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.prompts import Prompt
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.check import check_model
-from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.models.load import LoadedModel, bound_model, load_model
 from graphhalu.scoring.explain import Explanation, explain
 from graphhalu.traces.trace import Trace
+
+if TYPE_CHECKING:
+    import graphhalu.scoring.stream
 
 Answers = Literal["generated", "given"]
 
 _Found = tuple[Trace | None, float, Any]
 """A trace, its score, and those of its tokens where tokens are scored."""
 
+_UNKNOWN: Final = "the detector has no score for this answer"
 _LOADABLE: Final = ("none", "int8", "nf4")
 _DTYPES: Final = ("float32", "bfloat16", "float16")
 _OF_ANOTHER_MACHINE: Final = {"device", "threads", "trust_remote_code"}
@@ -51,6 +56,8 @@ class AnswerScore:
         is_hallucinated: Whether the score reaches the threshold; ``None`` without one.
         threshold: The score from which on answers are called hallucinated.
         is_given: Whether the answer was given, and not the model's own.
+        threshold_probability: The probability from which on answers are called hallucinated.
+        warnings: What speaks against trusting the score, each in one sentence.
         failure: Why there is no score.
         trace: What the score was made of.
         tokens: Scores of the tokens of the answer, NaN as ``None``; ``None`` for a detector of
@@ -64,6 +71,8 @@ class AnswerScore:
     is_hallucinated: bool | None
     threshold: float | None
     is_given: bool
+    threshold_probability: float | None = None
+    warnings: tuple[str, ...] = ()
     failure: str | None = None
     trace: Trace | None = field(default=None, repr=False, compare=False)
     tokens: tuple[float | None, ...] | None = None
@@ -86,6 +95,7 @@ class AnswerScorer:
         detector: The detector itself, which scores traces.
         calibration: From scores to probabilities; ``None`` if the validation side of its training
             held one class only.
+        novelty: Which answers are unlike those of the training; ``None`` if that was not saved.
 
     Raises:
         UsageError: If ``run`` holds no detector that knows its model.
@@ -106,9 +116,13 @@ class AnswerScorer:
             )
         self.identity = self.detector.identity
         self.calibration = read_calibration(self.folder / CALIBRATION_FILE)
+        self.novelty = read_novelty(self.folder)
+        self._least_probability: float | None = None
         self._model_settings = {name: value for name, value in model.items() if value is not None}
         self._loaded: LoadedModel | None = None
-        self._extractions: dict[Answers, Extraction] = {}
+        self._extractions: dict[tuple[Any, ...], Extraction] = {}
+        self._is_bound = False
+        self.bound_note: str | None = None
 
     def score(
         self, question: str | Question, answer: str | None = None, *, context: str | None = None
@@ -140,6 +154,66 @@ class AnswerScorer:
             raise UsageError(f"there is no score to explain: {scored.failure}")
         return explain(self.detector, scored.trace)
 
+    def stream(
+        self,
+        question: str | Question,
+        *,
+        context: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> "Iterator[graphhalu.scoring.stream.ScoredToken]":
+        """Let the model answer, and give each token with its score as soon as both exist.
+
+        Args:
+            question: The question.
+            context: A passage that the prompt shows before the question.
+            max_new_tokens: Longest answer, in tokens; by default that of the training.
+            temperature: 0 takes the likeliest token; else tokens are drawn.
+            seed: Of the draws.
+
+        Returns:
+            An iterator of :class:`graphhalu.scoring.stream.ScoredToken`.
+
+        Raises:
+            DetectorMismatchError: If the model is not the one of the training.
+            UsageError: If the model cannot be streamed, or the question is empty or too long.
+        """
+        from graphhalu.scoring.stream import stream
+
+        extraction = self.extraction("generated")
+        prompt = self._asked_prompt(extraction, asked_question(question, None, context))
+        n_most = max_new_tokens or extraction.config.generation.max_new_tokens
+        return stream(self, prompt, extraction, max_new_tokens=n_most, temperature=temperature, seed=seed)
+
+    def watch(
+        self, question: str | Question, *, limit: float, context: str | None = None
+    ) -> "graphhalu.scoring.stream.RiskLimit":
+        """A stopping criterion for ``generate`` of the bound model, which ends an answer that becomes risky.
+
+        ``with detector.watch(question, limit=0.9) as risk: model.generate(risk.input_ids,
+        stopping_criteria=[risk])``
+
+        Args:
+            question: What ``generate`` is asked.
+            limit: Probability above which the answer ends: of a token, or of the answer so far.
+            context: A passage that the prompt shows before the question.
+
+        Raises:
+            UsageError: If the detector reads more than exists while an answer is written.
+        """
+        from graphhalu.scoring.stream import RiskLimit
+
+        extraction = self.extraction("generated")
+        prompt = self._asked_prompt(extraction, asked_question(question, None, context))
+        return RiskLimit(self, prompt, extraction, limit)
+
+    def _asked_prompt(self, extraction: Extraction, question: Question) -> Prompt:
+        prompt = extraction.prompt(question)
+        if prompt.failures:
+            raise UsageError(prompt.failures[0])
+        return prompt
+
     def score_many(self, questions: Sequence[Question]) -> list[AnswerScore]:
         """Score many answers; one that fails says so and stops no other.
 
@@ -155,7 +229,7 @@ class AnswerScorer:
         for answers in ("generated", "given"):
             chosen = [each for each in asked if bool(each.given) == (answers == "given")]
             if chosen:
-                scores = self._scores(self._extraction(answers), chosen)
+                scores = self._scores(self.extraction(answers), chosen)
                 found |= {each.question_id: score for each, score in zip(chosen, scores, strict=True)}
         return [found[each.question_id] for each in asked]
 
@@ -187,33 +261,146 @@ class AnswerScorer:
         }
         return validate(ExtractConfig, {**config.model_dump(), **changed}, source=source)
 
-    def _extraction(self, answers: Answers) -> Extraction:
-        """The model with the settings of the training, checked to be the same model."""
-        if answers not in self._extractions:
+    def probability(self, score: float) -> float | None:
+        """Probability of a score; ``None`` without a calibration, or of a score that is not finite."""
+        if self.calibration is None or not np.isfinite(score):
+            return None
+        return float(self.calibration.probability(np.array([score]))[0])
+
+    @property
+    def threshold_probability(self) -> float | None:
+        """The probability from which on answers are called hallucinated; ``None`` without a calibration."""
+        if self._least_probability is not None or self.calibration is None:
+            return self._least_probability
+        return self.probability(self.calibration.threshold)
+
+    def decide_at(
+        self,
+        *,
+        probability: float | None = None,
+        target_fpr: float | None = None,
+        target_precision: float | None = None,
+    ) -> None:
+        """Choose from which score on answers are called hallucinated; one of the three.
+
+        Args:
+            probability: Of being hallucinated.
+            target_fpr: Most of the correct validation answers that may be called hallucinated, as a share.
+            target_precision: Share of validation answers called hallucinated that must be.
+
+        Raises:
+            UsageError: If several are given, there is no calibration, or it cannot reach the target.
+        """
+        wanted = [each for each in (probability, target_fpr, target_precision) if each is not None]
+        if len(wanted) != 1:
+            raise UsageError("use one of --threshold, --target-fpr and --target-precision")
+        if self.calibration is None:
+            raise UsageError(
+                f"the detector in {self.folder} has no calibration, so no threshold can be chosen"
+            )
+        self._least_probability = probability
+        if target_fpr is not None:
+            changed = self.calibration.threshold_at_fpr(target_fpr)
+        elif target_precision is not None:
+            changed = self.calibration.threshold_at_precision(target_precision)
+        else:
+            return
+        self.calibration = self.calibration.model_copy(update={"threshold": changed})
+
+    def bind(self, model: Any, tokenizer: Any, *, is_same: bool = False) -> "AnswerScorer":
+        """Use a model that is in memory, as transformers loaded it, in place of loading one.
+
+        Args:
+            model: A causal language model of transformers; it is put into evaluation mode.
+            tokenizer: Its fast tokenizer.
+            is_same: Whether you vouch that these are the weights that the detector was trained on; else a
+                warning stands with every score, since weights in memory cannot be told apart.
+
+        Returns:
+            This scorer.
+
+        Raises:
+            DetectorMismatchError: If the model has another architecture or other sizes.
+            UsageError: If the tokenizer gives no offsets.
+        """
+        self._loaded = bound_model(model, tokenizer, self.config("given").model)
+        check_model(self._loaded)
+        self._is_bound, self._extractions = True, {}
+        self.bound_note = (
+            None if is_same else "the weights were bound in memory and not compared with the training's"
+        )
+        return self
+
+    def extraction(self, answers: Answers = "generated", **prompt: Any) -> Extraction:
+        """The model with the settings of the training, checked to be the same model.
+
+        Args:
+            answers: Whether the model answers, or answers are given to it.
+            prompt: Fields of the prompt's settings that differ from the training.
+
+        Raises:
+            DetectorMismatchError: If the model is not the one of the training.
+        """
+        key = (answers, *prompt.items())
+        if key not in self._extractions:
             config = self.config(answers, **self._model_settings)
             if self._loaded is None:
                 self._loaded = load_model(config.model)
                 check_model(self._loaded)
+            config = config.model_copy(update={"prompt": config.prompt.model_copy(update=prompt)})
             extraction = Extraction(config, self._loaded)
-            self.identity.check(Identity.of(extraction.identity()))
-            self._extractions[answers] = extraction
-        return self._extractions[answers]
+            self._check(extraction, is_other_prompt=bool(prompt))
+            self._extractions[key] = extraction
+        return self._extractions[key]
+
+    def _check(self, extraction: Extraction, *, is_other_prompt: bool) -> None:
+        """Refuse another model, or another prompt than one that was asked for."""
+        found = Identity.of(extraction.identity())
+        changed: dict[str, Any] = {"prompt": self.identity.prompt} if is_other_prompt else {}
+        if self._is_bound:
+            same = {
+                name: getattr(self.identity, name)
+                for name in ("source", "revision", "weights", "quantization")
+            }
+            changed |= same
+        self.identity.check(found.model_copy(update=changed))
+
+    def _warnings(self, trace: Trace) -> tuple[str, ...]:
+        found = () if self.novelty is None else self.novelty.warnings(trace)
+        return (*found, *(note for note in (self.bound_note,) if note))
 
     def _scores(self, extraction: Extraction, questions: Sequence[Question]) -> list[AnswerScore]:
         prompts = [_prompt(extraction, each) for each in questions]
         traces, failures = extraction.traces(list(extraction.generate(prompts)))
         reasons = {each["question_id"]: each["reason"] for each in failures}
-        scores = self._values(traces) if traces else Scores.of(np.zeros(0))
-        tokens = scores.by_trace() if self.detector.card.level == "token" else [None] * len(traces)
         best: dict[str, _Found] = {}
-        for found in zip(traces, scores.highest().values.tolist(), tokens, strict=True):
+        for found in self._found(traces):
+            assert found[0] is not None
             best.setdefault(found[0].record.question_id, found)  # beams come best first
-        unknown = "the detector has no score for this answer"
         names = [each.question_id for each in questions]
-        pairs = [(best.get(name, (None, np.nan, None)), reasons.get(name, unknown)) for name in names]
+        pairs = [(best.get(name, (None, np.nan, None)), reasons.get(name, _UNKNOWN)) for name in names]
         return [self._answer_score(each, *pair) for each, pair in zip(questions, pairs, strict=True)]
 
-    def _values(self, traces: Sequence[Trace]) -> Scores:
+    def _found(self, traces: Sequence[Trace]) -> list[_Found]:
+        """Each trace with its score, and those of its tokens where tokens are scored."""
+        scores = self.values(traces) if traces else Scores.of(np.zeros(0))
+        tokens = scores.by_trace() if self.detector.card.level == "token" else [None] * len(traces)
+        return list(zip(traces, scores.highest().values.tolist(), tokens, strict=True))
+
+    def answer_score(
+        self, question: Question, trace: Trace | None, failure: str | None = None
+    ) -> AnswerScore:
+        """What the detector says of a trace, or of an answer that failed.
+
+        Args:
+            question: What was asked.
+            trace: Of its answer; ``None`` if there is none.
+            failure: Why there is none.
+        """
+        found: _Found = (None, np.nan, None) if trace is None else self._found([trace])[0]
+        return self._answer_score(question, found, failure or _UNKNOWN)
+
+    def values(self, traces: Sequence[Trace]) -> Scores:
         """Scores, NaN where there is none; what the code of a detector raises is one text."""
         try:
             scores = self.detector.score(traces)
@@ -229,17 +416,22 @@ class AnswerScorer:
         trace, score, tokens = found
         is_known, calibration, chance = bool(np.isfinite(score)), self.calibration, None
         threshold = None if calibration is None else calibration.threshold
+        is_called = score >= threshold if is_known and threshold is not None else None
         if is_known and calibration is not None and tokens is None:
-            chance = float(calibration.probability(np.array([score]))[0])
+            chance = self.probability(score)
+            if chance is not None and self._least_probability is not None:
+                is_called, threshold = chance >= self._least_probability, None
         given = question.given[0].text if question.given else None
         return AnswerScore(
             question=question.text,
             answer=trace.record.answer if trace else given,
             score=score if is_known else None,
             probability=chance,
-            is_hallucinated=score >= threshold if is_known and threshold is not None else None,
+            is_hallucinated=is_called,
             threshold=threshold,
             is_given=given is not None,
+            threshold_probability=self.threshold_probability,
+            warnings=self._warnings(trace) if is_known and trace is not None else (),
             failure=None if is_known else reason,
             trace=trace,
             tokens=tuple(json_ready(tokens.tolist())) if is_known and tokens is not None else None,
