@@ -2,7 +2,7 @@
 
     scripts/ready_detectors.py answers DATA OUT     # files of right and wrong answers to questions of DATA
     scripts/ready_detectors.py extract DATA OUT MODEL
-    scripts/ready_detectors.py fit OUT MODEL        # writes graphhalu/scoring/ready/MODEL-*
+    scripts/ready_detectors.py fit OUT MODEL [RAGTRUTH]   # writes graphhalu/scoring/ready_detectors/MODEL*
 
 DATA is a folder of data sets in their published layouts. A wrong answer is the right one to another
 question: half of the time to one of the same category, so that its kind does not give it away.
@@ -11,20 +11,55 @@ question: half of the time to one of the same category, so that its kind does no
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graphhalu import load_questions
-from graphhalu.datasets.question import Question
+import numpy as np
+
+from graphhalu import load_questions, open_traces
+from graphhalu.core.splits import Split
+from graphhalu.datasets.question import Question, question_key
+from graphhalu.detectors.identity import Identity
+from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet
+from graphhalu.evaluation.crossfit import FoldModel, cross_fit_folds, fit_fold
+from graphhalu.evaluation.novelty import training_novelty
+from graphhalu.evaluation.settings import detector_spec
+from graphhalu.evaluation.training import save_model
+from graphhalu.labels.labels import Labels, question_groups
+from graphhalu.labels.run import named_labels
+from graphhalu.labels.stated import label_tokens, token_labels
+from graphhalu.scoring.ready import CARD_FILE, READY
+from graphhalu.traces.store import TraceStore
+from graphhalu.traces.trace import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ("{}", "{}.", "The answer is {}.", "It is {}.")
 OPTIONS = (
     *("--template", "direct", "--chat", "auto", "--beams", "1", "--keep", "streams", "--rows", "answer"),
     *("--hidden-tokens", "rows"),
+)
+FPR = 0.15
+"""Share of correct validation answers that may be called hallucinated."""
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "answers": ("live-probe", {}),
+    "likelihood": ("likelihood-probe", {}),
+    "tokens": ("token-probe", {"windows": [1]}),
+}
+SUMMARIES = {
+    "answers": "attention, hidden states and likelihood of an answer, given or the model's own",
+    "likelihood": "likelihood of an answer alone, for copies of the model in another number format",
+    "tokens": "each token of an answer while it is written",
+}
+NOT_FOR = (
+    "answers of another model, long texts, other languages than English, decisions that nobody checks; "
+    "it says how an answer looks to this small model, not whether it is true"
 )
 LAYERS = {"smollm2": "9,14,19,24,29,30", "gemma3-270m": "5,8,11,14,17,18"}
 """Hidden states that are kept: from a third of the depth to the last."""
@@ -36,7 +71,7 @@ def files(data: Path) -> dict[str, Path]:
         "triviaqa": data / "triviaqa/topics.dpr.trivia.dev.txt.gz",
         "squad": data / "squad/xquad.en.json",
         "truthfulqa": data / "truthfulqa/TruthfulQA.csv",
-        "halueval": data / "halueval/qa_data_union.jsonl.gz",
+        "halueval": data / "halueval/data/qa_data.json",
         "nq_open": data / "nq_open",
     }
 
@@ -91,12 +126,12 @@ def extract(data: Path, out: Path, model: str) -> None:
         "given_worldfacts": ("--dataset", str(out / "given_worldfacts.jsonl"), *given),
         "halueval": (
             "--dataset",
-            "halueval",
+            "halueval_qa",
             "--data-path",
             str(where["halueval"]),
             *given,
             "--num-samples",
-            "250",
+            "200",
         ),
         "truthfulqa": (
             "--dataset",
@@ -127,6 +162,161 @@ def extract(data: Path, out: Path, model: str) -> None:
         subprocess.run(command, check=True)
 
 
+def sets(out: Path, model: str) -> dict[str, TraceStore]:
+    """The stores by the name of their set."""
+    found = sorted(out.glob(f"{model}-*.zarr"))
+    return {path.stem.removeprefix(f"{model}-"): open_traces(path) for path in found}
+
+
+def known_labels(store: TraceStore) -> Labels:
+    """What the data set says of given answers; of the model's own, by its aliases."""
+    is_given = store.configuration["generation"].get("answers") == "given"
+    return named_labels(store, "stated" if is_given else "match")
+
+
+def joined(parts: Sequence[Labels]) -> Labels:
+    """Labels of several stores, one after another."""
+    return Labels(
+        trace_ids=tuple(name for each in parts for name in each.trace_ids),
+        values=np.concatenate([each.values for each in parts]),
+        is_valid=np.concatenate([each.is_valid for each in parts]),
+        reasons=tuple(reason for each in parts for reason in each.reasons),
+        labeller="stated or match",
+    )
+
+
+def as_tokens(traces: Sequence[Trace], labels: Labels) -> Labels:
+    """Every token of a given answer has the label of the answer, unless spans are marked."""
+    tokens = []
+    for trace, value in zip(traces, labels.values, strict=True):
+        has_spans = bool(trace.record.given_spans) or "ragtruth" in labels.labeller
+        whole = np.full(trace.answer_length, value, dtype=np.int64)
+        tokens.append(token_labels(trace.record) if has_spans else whole)
+    return replace(labels, tokens=tuple(tokens))
+
+
+def split_of(labels: Labels, groups: np.ndarray, *, seed: int) -> Split:
+    """Four fifths to fit on, one fifth to calibrate on; by question."""
+    folds = cross_fit_folds(labels.values, groups, labels.is_valid, n_folds=5, seed=seed)
+    train = np.sort(np.concatenate([folds[0].train, folds[0].test]))
+    return Split(train, folds[0].validation, np.zeros(0, dtype=np.int64), groups)
+
+
+def fitted(
+    name: str, settings: dict[str, Any], traces: Sequence[Trace], labels: Labels
+) -> tuple[FoldModel, Split]:
+    """A detector with a threshold at 15 % false alarms of its validation answers."""
+    split = split_of(labels, question_groups(traces), seed=0)
+    spec = replace(detector_spec(name), settings=settings)
+    model = fit_fold(partial(spec.make, 0), traces, labels, split)
+    assert model.calibration is not None
+    if labels.level == "answer":
+        threshold = model.calibration.threshold_at_fpr(FPR)
+        model = replace(model, calibration=model.calibration.model_copy(update={"threshold": threshold}))
+    return model, split
+
+
+def figure(name: str, model: FoldModel, traces: Sequence[Trace], labels: Labels) -> dict[str, Any]:
+    """AUROC of a fitted detector on answers that it never saw, with an interval over questions."""
+    kept = np.flatnonzero(labels.is_valid)
+    chosen = [traces[place] for place in kept.tolist()]
+    scores = model.detector.score(chosen)
+    owner = np.repeat(np.arange(len(chosen)), [len(each) for each in scores.by_trace()])
+    truth = (
+        labels.values[kept][owner]
+        if labels.tokens is None
+        else np.concatenate([labels.tokens[p] for p in kept])
+    )
+    groups, known = question_groups(chosen)[owner], np.isfinite(scores.values)
+    result = EvaluationSet(truth[known], groups[known], 1000, 0, 0.95)
+    estimate = Estimate.of(result.resample(["auroc"], scores.values[known])["auroc"])
+    threshold = model.calibration.threshold if model.calibration else np.nan
+    called = scores.values[known] >= threshold
+    return {
+        "set": name,
+        "metric": "AUROC of answers" if labels.tokens is None else "AUROC of tokens",
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": len(chosen),
+        "hallucinated": float(truth[known].mean()),
+        "false_alarms": float(called[truth[known] == 0].mean()),
+        "found": float(called[truth[known] == 1].mean()),
+    }
+
+
+def fit(out: Path, model: str, ragtruth: Path | None) -> None:
+    """Fit, measure and write the detectors of a model."""
+    stores = sets(out, model)
+    train = {name: store for name, store in stores.items() if not name.startswith("held_out")}
+    unseen = {name: store for name, store in stores.items() if name.startswith("held_out")}
+    hidden = {question_key(trace.question) for store in unseen.values() for trace in store}
+    rows = {
+        name: [t for t in store if question_key(t.question) not in hidden] for name, store in train.items()
+    }
+    labels = {}
+    for name, store in train.items():
+        found = known_labels(store)
+        kept = [place for place, trace in enumerate(store) if question_key(trace.question) not in hidden]
+        labels[name] = found.select(kept)
+        print(name, len(kept), "answers,", int(labels[name].is_valid.sum()), "labelled", flush=True)
+    held = {name: (list(store), known_labels(store)) for name, store in unseen.items()}
+    store = next(iter(train.values()))
+    identity = Identity.of(store.configuration, store.provenance.get("config"))
+    for kind, (name, settings) in KINDS.items():
+        is_of_tokens = kind == "tokens"
+        own_rows, own_labels = dict(rows), dict(labels)
+        if is_of_tokens:
+            given = [
+                each for each in rows if train[each].configuration["generation"].get("answers") == "given"
+            ]
+            own_rows = {each: rows[each] for each in given}
+            own_labels = {each: as_tokens(rows[each], labels[each]) for each in given}
+            if ragtruth is not None:
+                marked = list(open_traces(ragtruth))
+                own_rows["ragtruth"] = marked
+                own_labels["ragtruth"] = label_tokens([trace.record for trace in marked])
+        figures = []
+        for left_out in own_rows:
+            others = [each for each in own_rows if each != left_out]
+            fit_rows = [trace for each in others for trace in own_rows[each]]
+            fit_labels = merged([own_labels[each] for each in others])
+            one, _ = fitted(name, settings, fit_rows, fit_labels)
+            figures.append(figure(f"{left_out}, left out", one, own_rows[left_out], own_labels[left_out]))
+            print(kind, figures[-1], flush=True)
+        all_rows = [trace for each in own_rows.values() for trace in each]
+        all_labels = merged(list(own_labels.values()))
+        made, split = fitted(name, settings, all_rows, all_labels)
+        for each, (traces, truth) in held.items():
+            truth = as_tokens(traces, truth) if is_of_tokens else truth
+            figures.append(
+                figure(f"{each.removeprefix('held_out_')}, right against wrong", made, traces, truth)
+            )
+            print(kind, figures[-1], flush=True)
+        folder = READY / f"{model}{'' if kind == 'answers' else '-' + kind}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        save_model(made, folder, identity, training_novelty(all_rows, all_labels, split))
+        card = {
+            "summary": SUMMARIES[kind],
+            "model": model,
+            "training": [f"{each} ({len(own_rows[each])} answers)" for each in own_rows],
+            "held_out": figures,
+            "not_for": NOT_FOR,
+            "made": f"scripts/ready_detectors.py, {datetime.now(UTC):%Y-%m-%d}",
+        }
+        (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        print(folder, sum(path.stat().st_size for path in folder.iterdir()), "bytes", flush=True)
+
+
+def merged(parts: Sequence[Labels]) -> Labels:
+    """As :func:`joined`, with labels of tokens where all have them."""
+    found = joined(parts)
+    if all(each.tokens is not None for each in parts):
+        return replace(found, tokens=tuple(row for each in parts for row in each.tokens or ()))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -139,6 +329,8 @@ def main() -> None:
         write_answers(Path(paths[0]), Path(paths[1]))
     elif given.step == "extract":
         extract(Path(paths[0]), Path(paths[1]), paths[2])
+    else:
+        fit(Path(paths[0]), paths[1], Path(paths[2]) if len(paths) > 2 else None)  # noqa: PLR2004
 
 
 if __name__ == "__main__":

@@ -69,7 +69,11 @@ from graphhalu.report.weights import comparison_page, profile_page
 from graphhalu.report.write import REPORT_FILE, write_page, write_report
 from graphhalu.scoring.batch import read_asked, score_file
 from graphhalu.scoring.explain import Explanation
+from graphhalu.scoring.ready import DEFAULT_READY, read_card, ready_folder, ready_names, ready_of_tokens
 from graphhalu.scoring.scorer import AnswerScorer
+from graphhalu.scoring.server import create_app
+from graphhalu.scoring.server import serve as serve_app
+from graphhalu.scoring.settings import API_KEY, LOOPBACK, ServeConfig
 from graphhalu.studies.instability.calibrate import calibrate
 from graphhalu.studies.instability.detect import PromptDetector
 from graphhalu.studies.instability.measure import gather, require_system
@@ -109,6 +113,7 @@ from graphhalu.weights.tables import PROFILE_FILE, WeightProfile, read_profile
 
 __all__ = [
     "ABLATED_KS",
+    "API_KEY",
     "ATTACK",
     "AUDIT",
     "AUDIT_FILE",
@@ -117,10 +122,12 @@ __all__ = [
     "CLAIMS_FILE",
     "DATASETS",
     "DEFAULT_DETECTORS",
+    "DEFAULT_READY",
     "DETECTORS",
     "FEATURES",
     "FEATURE_COLUMNS",
     "LABELLERS",
+    "LOOPBACK",
     "MEANINGS",
     "MODEL_CARDS",
     "MODEL_PLUGINS",
@@ -156,6 +163,7 @@ __all__ = [
     "RetrievalSettings",
     "RunOptions",
     "SeriesFolder",
+    "ServeConfig",
     "SinkMeasureConfig",
     "SinksResult",
     "TopK",
@@ -179,6 +187,7 @@ __all__ = [
     "compare_topology",
     "comparison_page",
     "control_rows",
+    "create_app",
     "default_threads",
     "describe_store",
     "detector_spec",
@@ -219,6 +228,7 @@ __all__ = [
     "profile_page",
     "question_groups",
     "read_asked",
+    "read_card",
     "read_description",
     "read_fields",
     "read_heads",
@@ -231,12 +241,16 @@ __all__ = [
     "read_table",
     "read_texts",
     "read_yaml",
+    "ready_folder",
+    "ready_names",
+    "ready_of_tokens",
     "require_system",
     "run_comparison",
     "run_folder",
     "run_transfer",
     "save_figure",
     "score_file",
+    "serve_app",
     "serve_view",
     "set_num_threads",
     "source_names",

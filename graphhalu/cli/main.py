@@ -43,7 +43,18 @@ def _before_commands(
 
 
 # in the order of the help
-for _module in ("store", "evaluate", "score", "pages", "heads", "show", "weights", "instability", "sinks"):
+for _module in (
+    "store",
+    "evaluate",
+    "score",
+    "serve",
+    "pages",
+    "heads",
+    "show",
+    "weights",
+    "instability",
+    "sinks",
+):
     import_module(f"graphhalu.cli.{_module}")
 for _group in APPS.values():
     app.add_typer(_group)

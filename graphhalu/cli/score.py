@@ -1,8 +1,9 @@
 """``graphhalu score``: how likely an answer is hallucinated."""
 
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,18 +12,24 @@ from graphhalu.cli.options import Place, command
 from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
 from graphhalu.core.errors import GraphhaluError, UsageError
 
+Share = Annotated[float, typer.Option(min=0, max=1)]
+
 
 @command("score")
 def score(
     question: str | None = None,
     *,
-    detector: Place = None,
+    detector: str | None = None,
     detector_class: str | None = None,
     answer: str | None = None,
     context: str | None = None,
     input_: Place = None,
+    fields: str | None = None,
     output: Place = None,
-    fail_above: Annotated[float, typer.Option(min=0, max=1)] | None = None,
+    threshold: Share | None = None,
+    target_fpr: Share | None = None,
+    target_precision: Share | None = None,
+    fail_above: Share | None = None,
     model: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -32,11 +39,16 @@ def score(
 
     Args:
         question: The question.
-        detector: Saved by graphhalu train; by default the newest in data/runs.
+        detector: Name of a ready one (graphhalu show detectors --ready), or what graphhalu train saved;
+            by default the newest in data/runs, else a ready one.
         answer: The answer to judge; by default the model answers.
         context: A passage that the prompt shows before the question.
-        input_: File of questions (jsonl, csv, parquet …).
+        input_: File of questions (jsonl, csv, parquet …); conversations stand in a column of messages.
+        fields: Columns with other names, as question=Q,answer=A,context=C,id=I,messages=M.
         output: JSON Lines with one score a row; an existing file is resumed.
+        threshold: Probability from which on answers are called hallucinated.
+        target_fpr: Choose it so that at most this share of correct validation answers is.
+        target_precision: Choose it so that this share of those called so is hallucinated.
         fail_above: Exit with 1 if a probability is higher, or missing.
         model: Place of the detector's model now; by default as trained.
         device: auto, cpu, cuda …
@@ -47,18 +59,29 @@ def score(
         raise UsageError(f"give one question, or a file of them:\n  {examples}")
     if (input_ is None) != (output is None):
         raise UsageError("--input and --output go together: one score a row is written")
-    run, where = detector or newest_run(), {"name": model, "device": device, "threads": threads}
-    scorer = library.AnswerScorer(run, detector_class=detector_class, **where)
-    if input_ is not None and output is not None:
-        rows = library.score_file(scorer, library.read_asked(input_), output, ProgressLine("answers"))
+    if fields is not None and input_ is None:
+        raise UsageError("--fields names the columns of --input")
+    asked = None if input_ is None else library.read_asked(input_, read_columns(fields or ""))
+    where = {"name": model, "device": device, "threads": threads}
+    scorer = chosen_scorer(detector, where, detector_class)
+    wanted = {"probability": threshold, "target_fpr": target_fpr, "target_precision": target_precision}
+    if any(value is not None for value in wanted.values()):
+        scorer.decide_at(**wanted)
+    if asked is not None and output is not None:
+        rows = library.score_file(scorer, asked, output, ProgressLine("answers"))
         failed = [row for row in rows if row["score"] is None]
         probabilities = [row["probability"] for row in rows]
         called = sum(bool(row["is_hallucinated"]) for row in rows)
+        n_given, n_warned = (
+            sum(row["is_given"] for row in rows),
+            sum(bool(row.get("warnings")) for row in rows),
+        )
         values = {"output": output, "n": len(rows), "n_called": called, "n_failed": len(failed)}
+        values |= {"n_given": n_given, "n_generated": len(rows) - n_given, "n_warned": n_warned}
         shown = Shown(values, "score_file", {"failed": failed})
     else:
         found = scorer.score(question or "", answer, context=context)
-        values, probabilities = {"detector": run, **found.to_json()}, [found.probability]
+        values, probabilities = {"detector": scorer.folder, **found.to_json()}, [found.probability]
         more = {"found": found, "name": scorer.detector.card.name, "reasons": None}
         if explain:
             reasons = scorer.explain(found)
@@ -69,12 +92,41 @@ def score(
     return shown._replace(then=typer.Exit(1)) if is_above else shown
 
 
-def newest_run() -> Path:
-    """The newest trained detector whose description can be read; others are passed over.
+def read_columns(text: str) -> dict[str, str]:
+    """Columns by field, from text such as ``question=Q,answer=A``.
+
+    Raises:
+        UsageError: If an entry has no ``=``.
+    """
+    entries = [entry.partition("=") for entry in text.split(",") if entry.strip()]
+    if not all(is_equal for _, is_equal, _ in entries):
+        raise UsageError(f"--fields expects FIELD=COLUMN,FIELD=COLUMN, got {text!r}")
+    return {field.strip(): column.strip() for field, _, column in entries}
+
+
+def chosen_scorer(
+    detector: str | None, where: Mapping[str, Any], detector_class: str | None = None
+) -> "library.AnswerScorer":
+    """The detector that is named, or the newest one, or a ready one; says which it is.
 
     Raises:
         UsageError: If there is none.
     """
+    if detector is None:
+        run = newest_run() or library.ready_folder(library.DEFAULT_READY)
+    elif detector in library.ready_names() and not Path(detector).exists():
+        run = library.ready_folder(detector)
+    else:
+        run = Path(detector)
+    scorer = library.AnswerScorer(run, detector_class=detector_class, **where)
+    card = library.read_card(scorer.folder)
+    said = f"the ready detector {run.name} ({card['summary']})" if card else f"the detector in {run}"
+    say(f"using {said}")
+    return scorer
+
+
+def newest_run() -> Path | None:
+    """The newest trained detector whose description can be read; others are passed over."""
     runs = Path("data/runs")
     found = sorted(runs.glob("*/detector/detector.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(found):
@@ -85,8 +137,7 @@ def newest_run() -> Path:
             say(f"passed over {run}, which cannot be read: {str(error).splitlines()[0]}")
         else:
             return run
-    fault = f"no trained detector in {runs}{' that can be read' if found else ''}"
-    raise UsageError(f"{fault}\n  Train one:  graphhalu train gat   or name one:  --detector RUN")
+    return None
 
 
 def _coloured(reasons: "library.Explanation") -> Rendered:

@@ -24,8 +24,15 @@ def datasets() -> Shown:
 
 
 @command("show detectors")
-def detectors() -> Shown:
-    """Detectors with what they read and where they come from."""
+def detectors(*, ready: bool = False) -> Shown:
+    """Detectors with what they read and where they come from.
+
+    Args:
+        ready: Only those that ship trained, with what they were trained on and how well they do.
+    """
+    if ready:
+        cards = {name: library.read_card(library.ready_folder(name)) or {} for name in library.ready_names()}
+        return Shown({"ready": cards}, "ready")
     return _cards("detectors", library.DETECTORS)
 
 

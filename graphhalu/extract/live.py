@@ -172,6 +172,10 @@ class LiveAnswer:
                 arrays[name] = np.stack(parts, axis=ARRAYS[name].ragged_dim)
         return Trace(record, shape, arrays)
 
+    def cut(self, n_tokens: int) -> None:
+        """Take back the tokens behind the first ones, and their rows."""
+        del self.token_ids[n_tokens:], self._statistics[n_tokens:], self._rows[n_tokens + 1 :]
+
     def add_row(self, found: dict[str, np.ndarray], place: int) -> None:
         """Keep the arrays of its newest row.
 

@@ -2,14 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from graphhalu.core.errors import DataFileError, UsageError
-from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
+from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading, shortened
 from graphhalu.core.numerics import json_ready
+from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import Row, text_field, wrong_value
@@ -19,22 +20,78 @@ BATCH: Final = 32
 """Answers that are scored together and written at once."""
 
 
-def read_asked(path: Path) -> list[Question]:
-    """Rows with ``question``, and if wanted ``answer``, ``context`` and ``id``.
+FIELDS: Final = ("question", "messages", "answer", "context", "id")
+"""What a row may hold: a question or a conversation, and if wanted the answer, a passage and a name."""
+LIKE_ANSWERS: Final = frozenset(
+    {
+        *(
+            "given",
+            "given_answer",
+            "given_answers",
+            "response",
+            "responses",
+            "model_answer",
+            "model_response",
+        ),
+        *("output", "model_output", "completion", "prediction", "generated", "generated_answer", "reply"),
+    }
+)
+"""Names of columns that hold answers to judge, more often than not."""
+
+
+def read_asked(path: Path, fields: Mapping[str, str] | None = None) -> list[Question]:
+    """Rows with ``question`` or ``messages``, and if wanted ``answer``, ``context`` and ``id``.
 
     Args:
         path: A jsonl, json, csv, tsv or parquet file, also gzipped.
+        fields: Column of each field that has another name; an empty name leaves a field out.
 
     Raises:
-        UsageError: If there is no such file, or an answer is empty.
+        UsageError: If there is no such file or column, an answer is empty, or a column looks like answers
+            and nothing says whether it holds them.
+        UnknownNameError: If there is no such field.
         DataFileError: If a row has no question, or a field is not text; names the row.
     """
-    asked = []
-    for row in read_rows(open_file(path)):
-        name, answer, context = (_optional(row, field) for field in ("id", "answer", "context"))
-        question = asked_question(text_field(row, "question"), answer, context)
-        asked.append(replace(question, question_id=name or ""))
-    return asked
+    fields, rows = dict(fields or {}), list(read_rows(open_file(path)))
+    columns = list(dict.fromkeys(str(name) for row in rows for name in row.values))
+    for field, column in fields.items():
+        if field not in FIELDS:
+            raise unknown_name("field of a row to score", field, FIELDS)
+        if column and column not in columns:
+            listed = shortened(", ".join(columns), 400)
+            raise UsageError(
+                f"{path} has no column {column!r}; found: {listed}\n  Use --fields {field}=COLUMN"
+            )
+    like = [name for name in columns if name.strip().lower().replace(" ", "_") in LIKE_ANSWERS]
+    if "answer" not in fields and "answer" not in columns and like:
+        raise UsageError(
+            f"{path} has a column {like[0]!r} that looks like answers, and none that is called 'answer'\n"
+            f"  Score them:            --fields answer={like[0]}\n"
+            f"  Let the model answer:  --fields answer="
+        )
+    names = {field: fields.get(field, field) for field in FIELDS}
+    return [_asked(row, names) for row in rows]
+
+
+def _asked(row: Row, names: Mapping[str, str]) -> Question:
+    name, answer, context = (_optional(row, names[field], field) for field in ("id", "answer", "context"))
+    said = row.values.get(names["messages"])
+    try:
+        asked: Any = text_field(row, names["question"]) if said in (None, "") else _messages(row, names, said)
+        question = asked_question(asked, answer, context)
+    except UsageError as error:
+        raise UsageError(f"{row.where}: {error}") from None
+    return replace(question, question_id=name or "")
+
+
+def _messages(row: Row, names: Mapping[str, str], said: object) -> list[dict[str, Any]]:
+    """A conversation: a list of messages, or the JSON text of one."""
+    if isinstance(said, str):
+        with reading(f"{row.where}: {names['messages']} is not readable JSON"):
+            said = parse_json(said.encode())
+    if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
+        raise wrong_value(row, names["messages"], "a list of messages with role and content", said)
+    return said
 
 
 def score_file(
@@ -101,10 +158,9 @@ def finished_rows(path: Path) -> list[dict[str, Any]]:
 def _earlier(path: Path, asked: Sequence[Question], scorer: AnswerScorer) -> list[dict[str, Any]]:
     """Rows that an earlier run wrote of the same input."""
     rows = finished_rows(path)
-    threshold = None if scorer.calibration is None else scorer.calibration.threshold
     for place, row in enumerate(rows):
         is_same = place < len(asked) and row.get("question") == asked[place].text
-        if not is_same or row.get("threshold") != threshold:
+        if not is_same or row.get("threshold_probability") != scorer.threshold_probability:
             raise UsageError(
                 f"{path}, line {place + 1} holds a score of another question or detector\n"
                 f"  Name another --output, or remove that file"
@@ -121,11 +177,11 @@ def _rows(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _optional(row: Row, name: str) -> str | None:
-    value = row.values.get(name)
+def _optional(row: Row, name: str, field: str) -> str | None:
+    value = row.values.get(name) if name else None
     if value is None or value == "":
         return None
-    if name == "id" and isinstance(value, int):
+    if field == "id" and isinstance(value, int):
         return str(value)
     if not isinstance(value, str):
         raise wrong_value(row, name, "a text", value)

@@ -13,7 +13,8 @@ from graphhalu.cli.score import newest_run
         ([], "give one question, or a file of them"),
         (["What?", "--input", "a.jsonl", "--output", "b.jsonl"], "give one question"),
         (["--input", "a.jsonl"], "--input and --output go together"),
-        (["What?"], "no trained detector"),
+        (["What?", "--fields", "question=Q"], "--fields names the columns of --input"),
+        (["What?", "--threshold", "2"], "less than or equal to 1"),
         (["What?", "--detector", "nowhere"], "no saved detector"),
     ],
 )
@@ -44,8 +45,8 @@ def test_a_newest_run_that_cannot_be_read_is_passed_over_and_named(capsys, tmp_p
     assert line.startswith(f"passed over {broken}, which cannot be read: ")
 
 
-def test_where_no_run_can_be_read_that_is_said(capsys, tmp_path, monkeypatch):
+def test_a_run_that_cannot_be_read_is_no_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved_run("broken", "{", 10)
-    assert run(["score", "What?"]) == 2
-    assert "no trained detector in data/runs that can be read" in capsys.readouterr().err
+    assert newest_run() is None
+    assert "passed over data/runs/broken" in capsys.readouterr().err

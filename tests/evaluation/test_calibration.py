@@ -7,7 +7,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import f1_score
 
-from graphhalu.core.errors import ConfigError, NotEnoughDataError
+from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.evaluation.calibration import (
     ISOTONIC_MINIMUM,
     Calibration,
@@ -133,3 +133,51 @@ def test_a_saved_calibration_with_an_unknown_field_is_refused(tmp_path):
     path.write_text(json.dumps({**values, "colour": 1}))
     with pytest.raises(ConfigError, match="a saved calibration"):
         read_calibration(path)
+
+
+def calibration_of(n=211, seed=3):
+    generator = np.random.default_rng(seed)
+    labels = (generator.random(n) < 0.4).astype(np.int64)
+    return Calibration.fit(generator.normal(size=n) + labels, labels)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.05, 0.2, 0.5, 1.0])
+def test_a_threshold_by_false_alarms_is_the_lowest_that_keeps_the_target(target):
+    found = calibration_of()
+    scores, labels = np.array(found.seen_scores), np.array(found.seen_labels)
+    threshold = found.threshold_at_fpr(target)
+    assert (scores[labels == 0] >= threshold).mean() <= target
+    lower = scores[scores < threshold]
+    if len(lower):
+        nearest = max(lower[labels[scores < threshold] == 0], default=None)
+        if nearest is not None:
+            assert (scores[labels == 0] >= nearest).mean() > target
+
+
+@pytest.mark.parametrize("target", [0.45, 0.6, 0.8])
+def test_a_threshold_by_precision_is_the_lowest_that_reaches_it(target):
+    found = calibration_of()
+    scores, labels = np.array(found.seen_scores), np.array(found.seen_labels)
+    threshold = found.threshold_at_precision(target)
+    assert labels[scores >= threshold].mean() >= target
+    assert all(labels[scores >= each].mean() < target for each in scores[scores < threshold])
+
+
+def test_a_precision_that_nothing_reaches_names_the_best():
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    found = Calibration.fit(np.array([1.0, 1.0, 2.0, 2.0, 3.0, 3.0]), labels)
+    with pytest.raises(UsageError, match=r"the best is 0\.500"):
+        found.threshold_at_precision(0.9)
+
+
+def test_an_old_calibration_has_no_scores_to_choose_by():
+    old = calibration_of().model_copy(update={"seen_scores": (), "seen_labels": ()})
+    with pytest.raises(UsageError, match="without its validation scores"):
+        old.threshold_at_fpr(0.1)
+
+
+def test_very_many_scores_are_kept_in_part():
+    generator = np.random.default_rng(0)
+    labels = np.arange(7_001) % 2
+    found = Calibration.fit(generator.normal(size=7_001), labels)
+    assert len(found.seen_scores) == len(found.seen_labels) == 5_000

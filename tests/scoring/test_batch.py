@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.core.errors import DataFileError, UnknownNameError, UsageError
 from graphhalu.scoring import batch
 from graphhalu.scoring.batch import read_asked, score_file
 
@@ -73,3 +73,54 @@ def test_a_row_that_cannot_be_asked_is_named(tmp_path, row):
     path.write_text(json.dumps({"question": "Good?"}) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(DataFileError, match="row 2"):
         read_asked(path)
+
+
+def file_of(tmp_path, rows):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_columns_of_any_name_are_read(tmp_path):
+    path = file_of(tmp_path, [{"Q": "Who?", "said": "Me.", "passage": "It is me.", "n": 3}])
+    fields = {"question": "Q", "answer": "said", "context": "passage", "id": "n"}
+    (found,) = read_asked(path, fields)
+    assert (found.text, found.given[0].text, found.context, found.question_id) == (
+        "Who?",
+        "Me.",
+        "It is me.",
+        "3",
+    )
+
+
+@pytest.mark.parametrize("name", ["response", "given", "Model Answer", "completion"])
+def test_a_column_that_looks_like_answers_is_not_passed_over(tmp_path, name):
+    path = file_of(tmp_path, [{"question": "Who?", name: "Me."}])
+    with pytest.raises(UsageError, match="looks like answers") as told:
+        read_asked(path)
+    assert f"--fields answer={name}" in str(told.value)
+    assert read_asked(path, {"answer": ""})[0].given == ()
+    assert read_asked(path, {"answer": name})[0].given[0].text == "Me."
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    path = file_of(tmp_path, [{"Q": "Who?"}])
+    with pytest.raises(UsageError, match="no column 'question text'; found: Q"):
+        read_asked(path, {"question": "question text"})
+    with pytest.raises(UnknownNameError, match="'qestion'"):
+        read_asked(path, {"qestion": "Q"})
+
+
+def test_conversations_are_read_from_a_list_or_its_text(tmp_path):
+    messages = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
+    messages.append({"role": "user", "content": "C"})
+    rows = [{"messages": messages, "answer": "D"}, {"messages": json.dumps(messages), "answer": "D"}]
+    first, second = read_asked(file_of(tmp_path, rows))
+    assert first.turns == second.turns == (("user", "A"), ("assistant", "B"))
+    assert first.text == second.text == "C"
+
+
+@pytest.mark.parametrize("messages", ["[", "7", [1], [{"role": "assistant", "content": "x"}]])
+def test_a_conversation_that_cannot_be_read_names_its_row(tmp_path, messages):
+    with pytest.raises((DataFileError, UsageError), match=r"own.jsonl.*1"):
+        read_asked(file_of(tmp_path, [{"messages": messages}]))

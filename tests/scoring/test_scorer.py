@@ -6,7 +6,7 @@ import pytest
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.calibration import Calibration
-from graphhalu.scoring.scorer import AnswerScorer, asked_question
+from graphhalu.scoring.scorer import AnswerScorer, asked_question, conversation
 from graphhalu.testing.tiny_models import save_tiny
 
 
@@ -172,3 +172,34 @@ def test_a_saved_configuration_runs_no_code_and_names_no_device(trained, first_e
     found = AnswerScorer(first_edition).config("generated").model
     assert found.name == "a/b"
     assert (found.trust_remote_code, found.device, found.threads) == (None, "auto", None)
+
+
+def test_a_conversation_is_read_turn_by_turn():
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Count "}, {"type": "text", "text": "up."}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "count"}}]},
+        {"role": "tool", "content": "1 2 3", "tool_call_id": "a"},
+        {"role": "user", "content": "What came last?"},
+    ]
+    text, system, turns = conversation(messages)
+    assert system == "Be brief."
+    assert turns == (("user", "Count up."), ("assistant", '{"name": "count"}'))
+    assert text == "Tool: 1 2 3\n\nWhat came last?"
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "the last message must be the user's"),
+        ([{"role": "assistant", "content": "x"}], "the last message must be the user's"),
+        ([{"content": "x"}], "expected messages with a role"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+            "expected messages of text",
+        ),
+    ],
+)
+def test_a_conversation_without_a_question_is_refused(messages, said):
+    with pytest.raises(UsageError, match=said):
+        conversation(messages)

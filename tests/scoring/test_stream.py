@@ -1,64 +1,16 @@
 """Scores while an answer is written, against the same answers scored as a whole."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.datasets.question import Question
-from graphhalu.evaluation.training import train_detector
-from graphhalu.extract.run import extract
-from graphhalu.extract.settings import ExtractConfig
-from graphhalu.labels.labels import Labels
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
 from graphhalu.scoring.scorer import AnswerScorer
 from graphhalu.scoring.stream import TextStream
 from graphhalu.testing.tiny_models import save_tiny, tiny_tokenizer
-from graphhalu.traces.store import open_traces
-
-N_QUESTIONS = 61
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory):
-    """A model, and detectors of answers and of tokens that were trained on what exists while it writes."""
-    folder = tmp_path_factory.mktemp("live")
-    model = save_tiny(folder / "tiny", "llama")
-    questions = folder / "questions.csv"
-    rows = [f'"What is {n} plus {n}?","{2 * n}",{n % 2}' for n in range(N_QUESTIONS)]
-    questions.write_text("\n".join(["question,given,label", *rows]) + "\n", encoding="utf-8")
-    config = {
-        "model": {"name": str(model), "threads": 1},
-        "dataset": {"name": str(questions)},
-        "prompt": {"template": "direct", "chat": "auto"},
-        "generation": {"answers": "given", "max_new_tokens": 11},
-        "capture": {"keep": "streams", "rows": "answer", "hidden_tokens": "rows"},
-    }
-    extract(ExtractConfig.model_validate(config), folder / "a.zarr")
-    store = open_traces(folder / "a.zarr")
-    values = np.array([trace.record.given_label for trace in store], dtype=np.int64)
-    labels = Labels(
-        trace_ids=tuple(trace.trace_id for trace in store),
-        values=values,
-        is_valid=np.ones(len(store), dtype=bool),
-        reasons=("",) * len(store),
-        labeller="stated",
-    )
-    marked = tuple(np.full(trace.answer_length, value) for trace, value in zip(store, values, strict=True))
-    answers, _ = train_detector("live-probe", store, labels, runs=folder / "runs")
-    settings = {"windows": [1, 3]}
-    of_tokens = replace(labels, tokens=marked)
-    tokens, _ = train_detector("token-attention", store, of_tokens, runs=folder / "runs", settings=settings)
-    where = {"name": str(model), "threads": 1}
-    return {
-        "answers": AnswerScorer(answers, **where),
-        "tokens": AnswerScorer(tokens, **where),
-        "model": model,
-    }
-
 
 ASKED = ["What is 3 plus 3?", "Who are you?", "Is the sea deep?"]
 
@@ -134,6 +86,8 @@ def test_what_is_no_language_model_cannot_be_bound(live, model, tokenizer):
 def test_generate_ends_when_the_risk_passes_the_limit(live):
     loaded = load_model(ModelSpec(name=str(live["model"]), threads=1))
     scorer = AnswerScorer(live["tokens"].folder).bind(loaded.model, loaded.tokenizer)
+    curve = {"method": "platt", "slope": 5.0, "centre": 0.0, "intercept": 0.0, "reach": 100.0}
+    scorer.calibration = scorer.calibration.model_copy(update=curve)
     settings = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 0, "eos_token_id": 96}
     settings["return_dict_in_generate"] = False
     with scorer.watch(ASKED[0], limit=1.0) as risk:

@@ -1,0 +1,694 @@
+"""An HTTP server: completions as OpenAI's, with the probability that they are hallucinated; and scores."""
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
+from re import findall
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client import Counter, generate_latest
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import graphhalu
+from graphhalu.core.numerics import json_ready
+from graphhalu.datasets.question import Question
+from graphhalu.scoring.engine import (
+    EndEvent,
+    Engine,
+    Failure,
+    Job,
+    QueueFullError,
+    ScoredEvent,
+    TokenEvent,
+    verdict,
+)
+from graphhalu.scoring.ready import read_card
+from graphhalu.scoring.scorer import AnswerScore, AnswerScorer, asked_question, conversation
+from graphhalu.scoring.settings import API_KEY, LOOPBACK, ServeConfig
+
+PAGE: Final = Path(__file__).with_name("server.html")
+MOST_ITEMS: Final = 64
+"""Answers that one request may score, and prompts that one may complete."""
+BODY_S: Final = 30.0
+"""Seconds in which a body must arrive."""
+POLL_S: Final = 0.25
+_OPEN: Final = ("/", "/health")
+"""Paths that need no key."""
+_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_log = logging.getLogger("graphhalu.server")
+
+
+def _plain_text(text: object) -> object:
+    """A text that has a UTF-8 form; half a surrogate pair has none."""
+    if isinstance(text, str):
+        text.encode("utf-8")
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_plain_text)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Body(BaseModel):
+    """A body; fields that clients send and nothing here reads are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class TextPart(_Body):
+    """A part of a message; only texts are read."""
+
+    type: Literal["text", "input_text"]
+    text: Text
+
+
+class ChatMessage(_Body):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | list[TextPart] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class Extension(_Body):
+    """What graphhalu is asked for beside the answer."""
+
+    attention: bool = False
+    """Whether each token names the tokens that it attends to."""
+
+
+class StreamOptions(_Body):
+    """As OpenAI's."""
+
+    include_usage: bool = False
+
+
+class CompletionRequest(_Body):
+    """What requests for an answer have in common."""
+
+    model: Text | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=10**6)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    n: Literal[1] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: Text | list[Text] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    graphhalu: Extension = Extension()
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end the answer."""
+        stop = self.stop or ()
+        return (stop,) if isinstance(stop, str) else tuple(text for text in stop if text)
+
+    @model_validator(mode="after")
+    def _few_stops(self) -> "CompletionRequest":
+        if len(self.stops) > 4:  # noqa: PLR2004
+            raise ValueError("at most 4 texts may end an answer")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Of the answer; without a temperature the likeliest token is taken."""
+        values = {
+            "max_new_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": None if self.seed is None else self.seed % 2**63,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class ChatRequest(CompletionRequest):
+    """Body of ``/v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=256)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=10**6)
+
+    @model_validator(mode="after")
+    def _ends_with_a_question(self) -> "ChatRequest":
+        _conversation(self.messages)
+        if self.max_tokens is None:
+            self.max_tokens = self.max_completion_tokens
+        return self
+
+
+class TextRequest(CompletionRequest):
+    """Body of ``/v1/completions``."""
+
+    prompt: Text | list[Text]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Texts to go on with."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> "TextRequest":
+        if not 1 <= len(self.prompts) <= MOST_ITEMS or not all(text.strip() for text in self.prompts):
+            raise ValueError(f"expected 1 to {MOST_ITEMS} prompts that are not empty")
+        if self.stream and len(self.prompts) > 1:
+            raise ValueError("one prompt can be streamed at a time")
+        return self
+
+
+class ScoreItem(_Body):
+    """An answer to score."""
+
+    question: Text | None = None
+    messages: list[ChatMessage] | None = Field(default=None, max_length=256)
+    answer: Text
+    context: Text | None = None
+
+    @model_validator(mode="after")
+    def _is_asked(self) -> "ScoreItem":
+        if (self.question is None) == (self.messages is None):
+            raise ValueError("expected a question, or messages")
+        self.asked()
+        return self
+
+    def asked(self) -> Question:
+        """The question with its answer."""
+        question = self.question if self.messages is None else _conversation(self.messages)
+        assert question is not None
+        return asked_question(question, self.answer, self.context)
+
+
+class ScoreRequest(_Body):
+    """Body of ``/score``: one answer, or several as ``items``."""
+
+    items: list[ScoreItem] = Field(min_length=1, max_length=MOST_ITEMS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one(cls, values: Any) -> Any:
+        return values if not isinstance(values, dict) or "items" in values else {"items": [values]}
+
+
+def _conversation(messages: list[ChatMessage]) -> list[dict[str, Any]]:
+    """Messages as plain values; what cannot be asked is a fault of the body."""
+    plain = [message.model_dump() for message in messages]
+    conversation(plain)
+    return plain
+
+
+class Guard:
+    """Refuses requests before anything of them is read: of other sites, without the key, or too large.
+
+    Args:
+        app: What is guarded.
+        config: Of the server.
+        n_requests: Counts them by path and status.
+        tracer: Of OpenTelemetry, or ``None``.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, n_requests: Counter, tracer: Any) -> None:
+        self.app, self.config, self.n_requests, self.tracer = app, config, n_requests, tracer
+        self.key = os.environ.get(API_KEY) or None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 499
+        path = scope["path"] if scope["path"] in _PATHS else "other"
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        span = self.tracer.start_span(f"{scope['method']} {path}") if self.tracer is not None else None
+        body = b""
+        try:
+            refused = self._refused(scope)
+            if refused is None:
+                body, refused = await self._body(scope, receive)
+            if refused is not None:
+                await error_response(*refused)(scope, receive, noted)
+            else:
+                await self.app(scope, _replayed(body, receive), noted)
+        finally:
+            seconds = time.monotonic() - started
+            self.n_requests.labels(path, str(status)).inc()
+            entry = {"event": "request", "path": path, "status": status, "ms": round(1000 * seconds, 1)}
+            _log.info(json.dumps(entry))
+            if span is not None:
+                span.set_attribute("http.response.status_code", status)
+                span.end()
+
+    def _refused(self, scope: Scope) -> tuple[int, str] | None:
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        host = headers.get("host", "").rpartition(":")[0].strip("[]") or headers.get("host", "")
+        if self.key is None and host.lower() not in (*LOOPBACK, self.config.host):
+            return 403, f"refused: call it {LOOPBACK[0]}, or set {API_KEY}"
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return 403, "refused: the request comes from another site"
+        if self.key is not None and scope["path"] not in _OPEN:
+            given = headers.get("authorization", "").removeprefix("Bearer ").encode()
+            if not compare_digest(given, self.key.encode()):
+                return 401, "expected the API key as Authorization: Bearer KEY"
+        return None
+
+    async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes, tuple[int, str] | None]:
+        """The whole body, or why it is refused."""
+        limit, body = self.config.max_body_bytes, b""
+        if scope["method"] in ("GET", "HEAD"):
+            return body, None
+        try:
+            async with asyncio.timeout(BODY_S):
+                while True:
+                    message = await receive()
+                    body += message.get("body", b"")
+                    if len(body) > limit:
+                        return b"", (413, f"the body is larger than {limit} bytes")
+                    if not message.get("more_body"):
+                        return body, None
+        except TimeoutError:
+            return b"", (408, f"the body did not arrive within {BODY_S:g} seconds")
+
+
+_HEADERS: Final = [
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+_PATHS: Final = (
+    *("/", "/health", "/metrics", "/detectors", "/score"),
+    *("/v1/models", "/v1/completions", "/v1/chat/completions"),
+)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives the body first, and then what comes."""
+    is_given = False
+
+    async def again() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def error_response(status: int, message: str, **headers: str) -> JSONResponse:
+    """An error as OpenAI writes it."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")  # noqa: PLR2004
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": error}, status, headers=headers)
+
+
+class Waiter:
+    """Events of a job, from the engine's thread to the server's.
+
+    Args:
+        engine: Does the job.
+        make: Makes the job of what delivers its events.
+    """
+
+    def __init__(self, engine: Engine, make: Callable[[Callable[[Any], None]], Job]) -> None:
+        loop, self.events = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def deliver(event: Any) -> None:
+            with suppress(RuntimeError):  # the server has gone
+                loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+        self.job = make(deliver)
+        engine.submit(self.job)
+
+    async def all_events(self, request: Request) -> AsyncIterator[Any]:
+        """Each event; the job is cancelled when the client leaves."""
+        try:
+            while True:
+                try:
+                    event = await asyncio.wait_for(self.events.get(), POLL_S)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        return
+                    continue
+                yield event
+                if isinstance(event, EndEvent | ScoredEvent | Failure):
+                    return
+        finally:
+            self.job.is_cancelled = True
+
+
+class Api:
+    """The endpoints.
+
+    Args:
+        engine: Answers and scores.
+        config: Of the server.
+    """
+
+    def __init__(self, engine: Engine, config: ServeConfig) -> None:
+        self.engine, self.config = engine, config
+        self.page, self.policy = _page()
+
+    def _job(self, questions: list[Question], deliver: Callable[[Any], None], **settings: Any) -> Job:
+        return Job(questions, deliver, time.monotonic() + self.config.timeout_s, **settings)
+
+    def _waiter(self, body: CompletionRequest, question: Question, prompt: dict[str, Any]) -> Waiter:
+        if body.model not in (None, "", self.engine.model_name):
+            raise HTTPException(
+                404, f"no model {body.model!r} is served; the model is {self.engine.model_name!r}"
+            )
+        settings: dict[str, Any] = {"settings": body.settings(), "stop": body.stops, "prompt": prompt}
+        settings["wants_attention"] = body.graphhalu.attention
+        return Waiter(self.engine, lambda deliver: self._job([question], deliver, **settings))
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        waiter = self._waiter(body, asked_question(_conversation(body.messages)), {})
+        frame = _Frame("chat.completion", self.engine, body)
+        if body.stream:
+            return StreamingResponse(frame.stream(waiter, request), media_type="text/event-stream")
+        return JSONResponse(frame.whole([await self._collected(waiter, request)]))
+
+    async def complete(self, body: TextRequest, request: Request) -> Response:
+        """Go on with a text."""
+        plain = {"template": "published", "chat": "off"}
+        waiters = [self._waiter(body, Question("asked", text, ()), plain) for text in body.prompts]
+        frame = _Frame("text_completion", self.engine, body)
+        if body.stream:
+            return StreamingResponse(frame.stream(waiters[0], request), media_type="text/event-stream")
+        return JSONResponse(frame.whole([await self._collected(each, request) for each in waiters]))
+
+    async def _collected(self, waiter: Waiter, request: Request) -> tuple[list[TokenEvent], EndEvent]:
+        tokens: list[TokenEvent] = []
+        async for event in waiter.all_events(request):
+            if isinstance(event, Failure):
+                raise HTTPException(event.status, event.message)
+            if isinstance(event, EndEvent):
+                self._log_texts(event.score)
+                return tokens, event
+            tokens.append(event)
+        raise HTTPException(499, "the client has left")
+
+    async def score(self, body: ScoreRequest, request: Request) -> Response:
+        """Score given answers."""
+        questions = [item.asked() for item in body.items]
+        waiter = Waiter(self.engine, lambda deliver: self._job(questions, deliver))
+        async for event in waiter.all_events(request):
+            if isinstance(event, Failure):
+                raise HTTPException(event.status, event.message)
+            pairs = zip(event.scores, event.tokens, strict=True)
+            found = [{**_hallucination(self.engine, *pair), "answer": pair[0].answer} for pair in pairs]
+            for each in event.scores:
+                self._log_texts(each)
+            return JSONResponse({"scores": found})
+        raise HTTPException(499, "the client has left")
+
+    def _log_texts(self, score: AnswerScore) -> None:
+        if self.config.log_prompts:
+            texts = {"event": "answer", "question": score.question, "answer": score.answer}
+            _log.info(json.dumps({**texts, "probability": score.probability}, ensure_ascii=False))
+
+    async def models(self) -> dict[str, Any]:
+        """The one model, as OpenAI lists models."""
+        model = {"id": self.engine.model_name, "object": "model", "created": 0, "owned_by": "graphhalu"}
+        return {"object": "list", "data": [model]}
+
+    async def health(self) -> JSONResponse:
+        """Whether requests are worked on."""
+        engine = self.engine
+        state: dict[str, Any] = {"status": "ok" if engine.is_alive else "stopped", "model": engine.model_name}
+        state |= {"waiting": len(engine.waiting), "growing": len(engine.growing)}
+        return JSONResponse(state, 200 if engine.is_alive else 503)
+
+    async def metrics(self) -> PlainTextResponse:
+        """Counts and times for Prometheus."""
+        text = generate_latest(self.engine.registry)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    async def root(self) -> HTMLResponse:
+        """A page to ask a question on."""
+        return HTMLResponse(self.page, headers={"content-security-policy": self.policy})
+
+    async def detectors(self) -> dict[str, Any]:
+        """What scores answers and tokens here."""
+        found: list[dict[str, Any]] = []
+        for scorer in (self.engine.scorer, self.engine.token_scorer):
+            if scorer is not None:
+                card = scorer.detector.card
+                about: dict[str, Any] = {"name": card.name, "level": card.level, "summary": card.summary}
+                about |= {
+                    "model": scorer.identity.model,
+                    "threshold_probability": scorer.threshold_probability,
+                }
+                found.append({**about, "card": read_card(scorer.folder)})
+        return {"detectors": json_ready(found)}
+
+
+class _Frame:
+    """Bodies of a completion, whole or as chunks of a stream.
+
+    Args:
+        kind: ``chat.completion`` or ``text_completion``.
+        engine: Its model and detector are named.
+        body: The request.
+    """
+
+    def __init__(self, kind: str, engine: Engine, body: CompletionRequest) -> None:
+        self.engine, self.is_chat, self.body = engine, kind == "chat.completion", body
+        self.head = {
+            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": engine.model_name,
+        }
+
+    def whole(self, answers: list[tuple[list[TokenEvent], EndEvent]]) -> dict[str, Any]:
+        """The body of finished answers."""
+        choices = []
+        for index, (tokens, end) in enumerate(answers):
+            text = "".join(token.text for token in tokens)
+            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            choice = {"index": index, **(said if self.is_chat else {"text": text}), "logprobs": None}
+            choice |= {
+                "finish_reason": end.reason,
+                "hallucination": _hallucination(self.engine, end.score, tokens),
+            }
+            choices.append(choice)
+        return {**self.head, "choices": choices, "usage": _usage(end for _, end in answers)}
+
+    def _chunk(self, text: str | None, reason: str | None = None, **more: Any) -> str:
+        delta: dict[str, Any] = {"text": text or ""}
+        if self.is_chat:
+            delta = {"delta": {} if text is None else {"content": text}}
+        choice = {"index": 0, **delta, "logprobs": None, "finish_reason": reason, **more}
+        return self._event({"choices": [choice]})
+
+    def _event(self, values: dict[str, Any]) -> str:
+        head = {**self.head, "object": "chat.completion.chunk"} if self.is_chat else self.head
+        return f"data: {json.dumps({**head, **values}, ensure_ascii=False, allow_nan=False)}\n\n"
+
+    async def stream(self, waiter: Waiter, request: Request) -> AsyncIterator[str]:
+        """Chunks of an answer while it is written."""
+        if self.is_chat:
+            yield self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        tokens: list[TokenEvent] = []
+        async for event in waiter.all_events(request):
+            if isinstance(event, Failure):
+                error = json.loads(bytes(error_response(event.status, event.message).body))
+                yield f"data: {json.dumps(error)}\n\n"
+                return
+            if isinstance(event, TokenEvent):
+                tokens.append(event)
+                yield self._chunk(event.text, hallucination={"tokens": [_token(event)]})
+                continue
+            yield self._chunk(
+                None, event.reason, hallucination=_hallucination(self.engine, event.score, tokens)
+            )
+            options = self.body.stream_options
+            if options is not None and options.include_usage:
+                yield self._event({"choices": [], "usage": _usage([event])})
+            yield "data: [DONE]\n\n"
+
+
+def _token(event: TokenEvent) -> dict[str, Any]:
+    found: dict[str, Any] = {"token": event.text, "score": event.score, "probability": event.probability}
+    if event.attended:
+        names = ("position", "token", "weight")
+        found["attention"] = [dict(zip(names, each, strict=True)) for each in event.attended]
+    return found
+
+
+def _hallucination(engine: Engine, score: AnswerScore, tokens: list[TokenEvent]) -> dict[str, Any]:
+    """What the detectors say of an answer."""
+    token_scorer = engine.token_scorer
+    found = {
+        "probability": score.probability,
+        "verdict": verdict(score),
+        "score": score.score,
+        "threshold_probability": score.threshold_probability,
+        "detector": engine.scorer.detector.card.name,
+        "token_detector": None if token_scorer is None else token_scorer.detector.card.name,
+        "warnings": list(score.warnings),
+        "failure": score.failure,
+        "tokens": [_token(token) for token in tokens],
+    }
+    return dict(json_ready(found))
+
+
+def _usage(ends: Iterable[EndEvent]) -> dict[str, int]:
+    pairs = [(end.n_prompt, end.n_answer) for end in ends]
+    n_prompt, n_answer = (sum(each) for each in zip(*pairs, strict=True))
+    return {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer}
+
+
+def _page() -> tuple[str, str]:
+    """The page, and a policy that lets its own scripts and styles run and no others."""
+    text = PAGE.read_text(encoding="utf-8")
+    allowed = {}
+    for tag in ("script", "style"):
+        parts = findall(rf"<{tag}>(.*?)</{tag}>", text.replace("\n", "\0"))
+        digests = [sha256(part.replace("\0", "\n").encode()).digest() for part in parts]
+        allowed[tag] = " ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in digests)
+    return text, (
+        f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; "
+        f"connect-src 'self'; img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    )
+
+
+def tracer() -> Any:
+    """A tracer of OpenTelemetry where its variables ask for one, or ``None``.
+
+    ``OTEL_TRACES_EXPORTER`` (otlp or console) or an address in ``OTEL_EXPORTER_OTLP_ENDPOINT`` switches it
+    on; the further variables are those of its SDK.
+    """
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER")
+    wanted = exporter or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not wanted or exporter == "none":
+        return None
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+
+    made: Any = ConsoleSpanExporter()
+    if exporter != "console":
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        made = OTLPSpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(made))
+    return provider.get_tracer("graphhalu", graphhalu.__version__)
+
+
+def create_app(
+    scorer: AnswerScorer, token_scorer: AnswerScorer | None = None, config: ServeConfig | None = None
+) -> FastAPI:
+    """The server as an ASGI application; its model is loaded here.
+
+    Args:
+        scorer: Detector of answers.
+        token_scorer: Detector of tokens of the same model, if tokens are scored.
+        config: Settings.
+
+    Raises:
+        UsageError: If the model cannot be streamed.
+        GraphhaluError: If it cannot be loaded.
+    """
+    config = config or ServeConfig()
+    engine = Engine(scorer, token_scorer, config)
+    api = Api(engine, config)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await asyncio.to_thread(engine.close)
+
+    app = FastAPI(
+        title="graphhalu", version=graphhalu.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    labels = ["path", "status"]
+    n_requests = Counter("requests", "Requests", labels, namespace="graphhalu", registry=engine.registry)
+    app.add_middleware(Guard, config=config, n_requests=n_requests, tracer=tracer())
+    app.state.engine = engine
+    for path, asked in (("chat/completions", api.chat), ("completions", api.complete)):
+        app.post(f"/v1/{path}", response_model=None)(asked)
+    app.post("/score", response_model=None)(api.score)
+    pages = {"/v1/models": api.models, "/detectors": api.detectors, "/health": api.health}
+    for path, page in {**pages, "/metrics": api.metrics, "/": api.root}.items():
+        app.get(path, response_model=None)(page)
+
+    async def refused(_request: Request, error: Exception) -> Response:
+        if isinstance(error, QueueFullError):
+            return error_response(429, str(error), **{"Retry-After": str(error.retry_after_s)})
+        if isinstance(error, RequestValidationError | ValidationError):
+            return error_response(400, _told(error))
+        assert isinstance(error, HTTPException)
+        return error_response(error.status_code, str(error.detail))
+
+    handler: Callable[[Request, Exception], Awaitable[Response]] = refused
+    for kind in (QueueFullError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handler)
+    return app
+
+
+def _told(error: RequestValidationError | ValidationError) -> str:
+    """What is wrong with a body, by field; what was sent is not repeated."""
+    faults = []
+    for each in list(error.errors())[:5]:
+        where = ".".join(str(part) for part in each["loc"] if part != "body")
+        faults.append(f"{where}: {each['msg']}" if where else str(each["msg"]))
+    return "; ".join(faults) or "the body cannot be read"
+
+
+def serve(app: FastAPI, config: ServeConfig, on_ready: Callable[[str], None]) -> None:
+    """Serve until the process is interrupted.
+
+    Args:
+        app: Of :func:`create_app`.
+        config: Where to listen.
+        on_ready: Told the address.
+
+    Raises:
+        OSError: If the port is taken.
+    """
+    import socket
+
+    import uvicorn
+
+    kind = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(kind) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((config.host, config.port))
+        name = f"[{config.host}]" if ":" in config.host else config.host
+        on_ready(f"http://{name}:{listening.getsockname()[1]}/")
+        settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
+        limits: dict[str, Any] = {
+            "limit_concurrency": 512,
+            "timeout_keep_alive": 20,
+            "timeout_graceful_shutdown": 20,
+        }
+        uvicorn.Server(uvicorn.Config(app, **settings, **limits)).run(sockets=[listening])
