@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from graphhalu.core.errors import missing_extra
+
 __version__ = "0.1.0"
 
 _EXPORTS: dict[str, str] = {
@@ -43,7 +45,10 @@ __all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'graphhalu' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+    try:
+        return getattr(import_module(_EXPORTS[name]), name)
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) or error from None
 
 
 def __dir__() -> list[str]:

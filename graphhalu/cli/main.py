@@ -15,7 +15,7 @@ import typer
 from graphhalu import __version__
 from graphhalu.cli.options import APPS
 from graphhalu.cli.output import say, show_notes
-from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.errors import GraphhaluError, UsageError, missing_extra
 
 _STOPPED = 130
 """Exit code after Ctrl-C."""
@@ -75,6 +75,10 @@ def run(arguments: Sequence[str]) -> int:
         return int(error.exit_code)
     except GraphhaluError as error:
         return _report(type(error).__name__, error, error.exit_code)
+    except ModuleNotFoundError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        return _report(type(missing).__name__, missing, missing.exit_code)
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         return _report("Error", f"{error.strerror}: {error.filename}", UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -24,6 +24,8 @@ The tree, with the exit code that the command line gives::
 A message says what was expected, what came, where, and the way out.
 """
 
+from typing import Final
+
 
 class GraphhaluError(Exception):
     """Base of all errors that a user can meet; its message is one clear text."""
@@ -99,3 +101,31 @@ class WorkerError(GraphhaluError, RuntimeError):
 
 class MissingExtraError(GraphhaluError, ImportError):
     """An optional package is needed and not installed; the message has the install command."""
+
+
+_EXTRAS: Final = {
+    "train": ("lightning", "torch_geometric", "torchmetrics", "rustworkx"),
+    "report": ("matplotlib", "pandas", "seaborn"),
+    "serve": ("fastapi", "prometheus_client", "starlette", "uvicorn", "opentelemetry"),
+    "quantize": ("bitsandbytes",),
+    "ray": ("ray",),
+    "cloud": ("obstore",),
+    "hf": ("datasets",),
+}
+"""Packages of each extra, as they are imported."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """What to install for a package that an extra brings; ``None`` for another package.
+
+    Args:
+        error: What an import raised.
+    """
+    package = (error.name or "").partition(".")[0]
+    extra = next((name for name, packages in _EXTRAS.items() if package in packages), None)
+    if extra is None:
+        return None
+    return MissingExtraError(
+        f"this needs the package {package}, which is not installed\n"
+        f"  Install it:  pip install 'graphhalu[{extra}]'"
+    )

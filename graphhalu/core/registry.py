@@ -19,7 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from graphhalu.core.errors import UnknownNameError, UsageError
+from graphhalu.core.errors import UnknownNameError, UsageError, missing_extra
 from graphhalu.core.files import shortened, shown
 
 T = TypeVar("T")
@@ -149,10 +149,18 @@ class Registry(Generic[T]):
         """Import everything that is registered.
 
         Returns:
-            The objects by name; and for each plug-in that cannot be used, the reason on one line.
+            The objects by name; and for each that cannot be used, a plug-in or one whose extra is not
+            installed, the reason on one line.
         """
-        objects = {name: self.get(name) for name in self._table}
+        objects: dict[str, T] = {}
         failures: dict[str, str] = {}
+        for name in self._table:
+            try:
+                objects[name] = self.get(name)
+            except ModuleNotFoundError as error:
+                if (missing := missing_extra(error)) is None:
+                    raise
+                failures[name] = " ".join(str(missing).split())
         plugins = self._plugins()
         for name in self.names()[len(self._table) :]:
             try:

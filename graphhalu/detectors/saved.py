@@ -28,6 +28,8 @@ FORMAT: Final = "graphhalu-detector"
 FORMAT_VERSION: Final = 1
 DESCRIPTION_FILE: Final = "detector.json"
 WEIGHTS_FILE: Final = "model.safetensors"
+DETECTOR_FOLDER: Final = "detector"
+"""Of a run: weights, settings, and the calibration with the threshold of a decision."""
 
 
 class TrainedConfig(Config):

@@ -18,6 +18,7 @@ from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.load import save_detector
+from graphhalu.detectors.saved import DETECTOR_FOLDER
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.calibration import CALIBRATION_FILE
 from graphhalu.evaluation.compare import failure_text, finished_detector, make_result, run_detectors
@@ -37,8 +38,6 @@ from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 RUNS: Final = Path("data/runs")
-DETECTOR_FOLDER: Final = "detector"
-"""Of a run: weights, settings, and the calibration with the threshold of a decision."""
 BASELINES: Final = ("sink-mass", "head-std", "perplexity", "length")
 """Simple detectors that every training is scored beside, on the same test questions."""
 

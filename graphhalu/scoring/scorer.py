@@ -17,9 +17,9 @@ from graphhalu.datasets.question import GivenAnswer, Question, Turn
 from graphhalu.detectors.base import Detector, Scores, checked_scores
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.load import load_detector as load_saved_detector
+from graphhalu.detectors.saved import DETECTOR_FOLDER
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.evaluation.novelty import read_novelty
-from graphhalu.evaluation.training import DETECTOR_FOLDER
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.prompts import Prompt
 from graphhalu.extract.settings import ExtractConfig

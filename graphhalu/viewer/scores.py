@@ -14,10 +14,9 @@ from graphhalu.core.errors import DetectorMismatchError, StoreMismatchError, Usa
 from graphhalu.core.files import read_parquet, reading
 from graphhalu.detectors.base import Scores, checked_scores
 from graphhalu.detectors.load import load_detector
-from graphhalu.detectors.saved import DESCRIPTION_FILE, read_description
+from graphhalu.detectors.saved import DESCRIPTION_FILE, DETECTOR_FOLDER, read_description
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.evaluation.result import SCORES_FILE, Result, read_result
-from graphhalu.evaluation.training import DETECTOR_FOLDER
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.run import label_records, labels_path, read_labels
