@@ -62,6 +62,7 @@ from graphhalu.report.comparison import terminal_table
 from graphhalu.report.instability import write_study
 from graphhalu.report.labels import example_text
 from graphhalu.report.labels import tables as label_tables
+from graphhalu.report.leaderboard import leaderboard_page
 from graphhalu.report.sinks import write_sinks_report
 from graphhalu.report.together import together_page
 from graphhalu.report.topology import save_figure, topology_figure, topology_table
@@ -69,8 +70,9 @@ from graphhalu.report.weights import comparison_page, profile_page
 from graphhalu.report.write import REPORT_FILE, write_page, write_report
 from graphhalu.scoring.batch import read_asked, score_file
 from graphhalu.scoring.explain import Explanation
+from graphhalu.scoring.hub import pull, push
 from graphhalu.scoring.ready import DEFAULT_READY, read_card, ready_folder, ready_names, ready_of_tokens
-from graphhalu.scoring.scorer import AnswerScorer
+from graphhalu.scoring.scorer import AnswerScorer, load_detector
 from graphhalu.scoring.server import create_app
 from graphhalu.scoring.server import serve as serve_app
 from graphhalu.scoring.settings import API_KEY, LOOPBACK, ServeConfig
@@ -209,8 +211,10 @@ __all__ = [
     "label_store",
     "label_tables",
     "label_tokens",
+    "leaderboard_page",
     "load_checked",
     "load_config",
+    "load_detector",
     "make_labeller",
     "make_view",
     "markdown_table",
@@ -226,6 +230,8 @@ __all__ = [
     "planned_cost",
     "profile_model",
     "profile_page",
+    "pull",
+    "push",
     "question_groups",
     "read_asked",
     "read_card",

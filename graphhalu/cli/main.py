@@ -49,6 +49,8 @@ for _module in (
     "score",
     "serve",
     "pages",
+    "hub",
+    "new",
     "heads",
     "show",
     "weights",

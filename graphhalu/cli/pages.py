@@ -42,6 +42,22 @@ def report(
     return Shown({**vars(files), "markdown": str(files.markdown)}, "report")
 
 
+@command("leaderboard")
+def leaderboard(results: list[Path], *, out: Path = Path("leaderboard.html")) -> Shown:
+    """Make one page of result files: every detector on every store, with tests made anew from the scores.
+
+    Args:
+        results: Folders of comparisons, or their result.json; scores.parquet lies beside each.
+        out: The HTML file.
+    """
+    folders = [path.parent if path.suffix == ".json" else path for path in results]
+    found = {folder.name: library.read_result(folder) for folder in folders}
+    if len(found) < len(folders):
+        raise UsageError("two results have the same folder name, which names them on the page")
+    files = library.write_page(library.leaderboard_page(found), out)
+    return Shown({**vars(files), "markdown": str(files.markdown)}, "report")
+
+
 def _together(runs: list[Path], out: Path | None) -> Shown:
     results = {run.name: library.read_result(run) for run in runs}
     if len(results) < max(2, len(runs)):

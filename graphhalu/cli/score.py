@@ -112,15 +112,10 @@ def chosen_scorer(
     Raises:
         UsageError: If there is none.
     """
-    if detector is None:
-        run = newest_run() or library.ready_folder(library.DEFAULT_READY)
-    elif detector in library.ready_names() and not Path(detector).exists():
-        run = library.ready_folder(detector)
-    else:
-        run = Path(detector)
-    scorer = library.AnswerScorer(run, detector_class=detector_class, **where)
+    run: Path | str = detector or newest_run() or library.DEFAULT_READY
+    scorer = library.load_detector(run, detector_class=detector_class, **where)
     card = library.read_card(scorer.folder)
-    said = f"the ready detector {run.name} ({card['summary']})" if card else f"the detector in {run}"
+    said = f"the detector {run} ({card['summary']})" if card else f"the detector in {run}"
     say(f"using {said}")
     return scorer
 

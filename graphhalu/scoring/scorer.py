@@ -26,6 +26,7 @@ from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, bound_model, load_model
 from graphhalu.scoring.explain import Explanation, explain
+from graphhalu.scoring.ready import ready_folder, ready_names
 from graphhalu.traces.trace import Trace
 
 if TYPE_CHECKING:
@@ -449,9 +450,18 @@ def load_detector(run: Path | str, **model: Any) -> AnswerScorer:
     """A trained detector that can be asked: ``load_detector(run).score(question, answer=None)``.
 
     Args:
-        run: What ``graphhalu train`` saved.
+        run: What ``graphhalu train`` saved, the name of a ready detector, or ``hf://OWNER/NAME@REVISION``.
         model: As of :class:`AnswerScorer`.
+
+    Raises:
+        GraphhaluError: If it cannot be pulled from the hub.
     """
+    if str(run).startswith("hf://"):
+        from graphhalu.scoring.hub import pull
+
+        run = pull(str(run))
+    elif not Path(run).exists() and str(run) in ready_names():
+        run = ready_folder(str(run))
     return AnswerScorer(run, **model)
 
 

@@ -1,0 +1,113 @@
+"""A leaderboard of result files: every detector on every store, tested anew on the stored scores."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.compute as pc
+
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, two_sided_p
+from graphhalu.evaluation.metrics import Floats
+from graphhalu.evaluation.result import Result
+from graphhalu.evaluation.significance import holm
+from graphhalu.report.frame import named
+from graphhalu.report.page import Page, make_page, say
+
+N_RESAMPLES: Final = 1000
+
+
+def leaderboard_page(results: Mapping[str, Result]) -> Page:
+    """The page of several results; those on the same store and labels are compared with each other.
+
+    Each detector is tested against the best of its store by a paired bootstrap over questions, on the scores
+    in ``scores.parquet`` and not on figures that a file states. A detector that several files hold on
+    one store counts once, in the first of them.
+
+    Args:
+        results: Results by name.
+
+    Raises:
+        NotEnoughDataError: If no result has the scores of a detector.
+    """
+    rows = [row for board in _boards(results).values() for row in _ranked(board)]
+    if not rows:
+        raise NotEnoughDataError(
+            "no result holds scores of a detector: keep scores.parquet beside result.json"
+        )
+    best = [row for row in rows if row["difference"] is None]
+    values = {"n_results": len(results), "n_boards": len(best), "n_rows": len(rows)}
+    names = ", ".join(f"{row['detector']} on {row['store']}" for row in best)
+    headline = (say("leaderboard", "best", names=names), say("leaderboard", "tests", **values))
+    return make_page("leaderboard", headline, tables={"rows": rows}, **values)
+
+
+def _boards(results: Mapping[str, Result]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Scores of the first seed by store and labels."""
+    boards: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for name, result in results.items():
+        for found in _scored(name, result):
+            board = boards.setdefault(found["key"], [])
+            if found["detector"] not in {each["detector"] for each in board}:
+                board.append(found)
+    return boards
+
+
+def _scored(name: str, result: Result) -> Iterator[dict[str, Any]]:
+    samples, store = result.samples, f"{named(result.store, 'model')} {named(result.store, 'dataset')}"
+    for row in result.rows:
+        if row.failure is not None:
+            continue
+        chosen = samples.filter(pc.equal(samples["detector"], row.detector))
+        seed = pc.min(chosen["seed"])
+        chosen = chosen.filter(pc.equal(chosen["seed"], seed)).sort_by(
+            [("trace_id", "ascending"), ("token", "ascending")]
+        )
+        ids, labels = chosen["trace_id"].to_pylist(), chosen["label"].to_numpy()
+        scores = chosen["score"].to_numpy(zero_copy_only=False).astype(float)
+        key = (store, hash((tuple(ids), tuple(labels.tolist()))))
+        groups = np.array(chosen["group"].to_pylist())
+        yield {
+            "key": key,
+            "store": store,
+            "result": name,
+            "detector": row.detector,
+            "is_control": row.is_control,
+            "labels": labels,
+            "groups": groups,
+            "scores": scores,
+        }
+
+
+def _ranked(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one store, best first, each against the best that is no control."""
+    first = board[0]
+    data = EvaluationSet(first["labels"].astype(np.int64), first["groups"], N_RESAMPLES)
+    for each in board:
+        each["rows"] = _auroc(data, each["scores"])
+    ordered = sorted(board, key=lambda each: -each["rows"][0])
+    best = next((each for each in ordered if not each["is_control"]), ordered[0])
+    others = [each for each in ordered if each is not best]
+    p_values = [two_sided_p((each["rows"] - best["rows"])[1:]) for each in others]
+    corrected = (
+        dict(zip([each["detector"] for each in others], holm(p_values), strict=True))
+        if others
+        else {}
+    )
+    found = []
+    for each in ordered:
+        low, high, _ = percentile_interval(each["rows"][1:], 0.95)
+        row = {name: each[name] for name in ("store", "detector", "is_control", "result")}
+        row |= {"auroc": float(each["rows"][0]), "low": low, "high": high, "n": len(first["labels"])}
+        row |= {"difference": None, "p_holm": None}
+        if each is not best:
+            row["difference"] = float(each["rows"][0] - best["rows"][0])
+            row["p_holm"] = float(corrected[each["detector"]])
+        found.append(row)
+    return found
+
+
+def _auroc(data: EvaluationSet, scores: Floats) -> Floats:
+    """AUROC of the sample and of each resample; answers without a score count as the median."""
+    filled = np.where(np.isfinite(scores), scores, np.nanmedian(scores))
+    return np.asarray(data.resample(["auroc"], filled)["auroc"])
