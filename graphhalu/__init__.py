@@ -28,7 +28,7 @@ _EXPORTS: dict[str, str] = {
     "compare": "graphhalu.evaluation.compare",
     "feature_matrix": "graphhalu.features.matrix",
     "feature_table": "graphhalu.features.table",
-    "extract": "graphhalu.extract.run",
+    "extract_traces": "graphhalu.extract.run",
     "load_detector": "graphhalu.scoring.scorer",
     "load_questions": "graphhalu.datasets.registry",
     "open_traces": "graphhalu.traces.store",
@@ -38,6 +38,8 @@ _EXPORTS: dict[str, str] = {
     "to_networkx": "graphhalu.graphs.topology",
 }
 """Public name to the module that defines it; imported when first asked for."""
+_RENAMED = {"extract_traces": "extract"}
+"""Names there, where a folder of the package has the same."""
 
 __all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0605
 
@@ -46,7 +48,7 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'graphhalu' has no attribute {name!r}")
     try:
-        return getattr(import_module(_EXPORTS[name]), name)
+        return getattr(import_module(_EXPORTS[name]), _RENAMED.get(name, name))
     except ModuleNotFoundError as error:
         raise missing_extra(error) or error from None
 

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from graphhalu import load_questions, open_traces
+from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import Split
 from graphhalu.datasets.question import Question, question_key
 from graphhalu.detectors.identity import Identity
-from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet
+from graphhalu.evaluation.bootstrap import bootstrap_interval
 from graphhalu.evaluation.crossfit import FoldModel, cross_fit_folds, fit_fold
 from graphhalu.evaluation.novelty import training_novelty
 from graphhalu.evaluation.settings import detector_spec
@@ -228,20 +229,20 @@ def figure(name: str, model: FoldModel, traces: Sequence[Trace], labels: Labels)
         else np.concatenate([labels.tokens[p] for p in kept])
     )
     groups, known = question_groups(chosen)[owner], np.isfinite(scores.values)
-    result = EvaluationSet(truth[known], groups[known], 1000, 0, 0.95)
-    estimate = Estimate.of(result.resample(["auroc"], scores.values[known])["auroc"])
+    values, truth, groups = scores.values[known], truth[known], groups[known]
+    low, high, _ = bootstrap_interval("auroc", values, truth, groups, n_resamples=1000, seed=0)
     threshold = model.calibration.threshold if model.calibration else np.nan
-    called = scores.values[known] >= threshold
+    called = values >= threshold
     return {
         "set": name,
         "metric": "AUROC of answers" if labels.tokens is None else "AUROC of tokens",
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
+        "value": auroc(values, truth),
+        "low": low,
+        "high": high,
         "n": len(chosen),
-        "hallucinated": float(truth[known].mean()),
-        "false_alarms": float(called[truth[known] == 0].mean()),
-        "found": float(called[truth[known] == 1].mean()),
+        "hallucinated": float(truth.mean()),
+        "false_alarms": float(called[truth == 0].mean()),
+        "found": float(called[truth == 1].mean()),
     }
 
 

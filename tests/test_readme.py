@@ -56,6 +56,13 @@ def test_the_python_example_runs_as_it_stands(tmp_path, monkeypatch):
     assert sum(len(names[side]) for side in ("train", "validation", "test")) == 3 * len(store)
 
 
+def test_the_scores_of_the_readme_are_given(capsys):
+    exec(compile(code_with('load_detector("smollm2")'), "README.md", "exec"), {})
+    first, *tokens = capsys.readouterr().out.splitlines()
+    assert 0 <= float(first) <= 1
+    assert len(tokens) >= 3
+
+
 def test_a_network_of_ones_own_is_trained_compared_loaded_and_explained_by_commands(
     tmp_path, monkeypatch, capsys
 ):
@@ -81,7 +88,7 @@ def test_a_network_of_ones_own_is_trained_compared_loaded_and_explained_by_comma
 def test_every_command_of_the_readme_exists():
     known = set(get_command(app).commands)
     used = set(re.findall(r"(?:^|`)graphhalu ([a-z]+)", README, flags=re.MULTILINE)) - {"finds"}
-    assert {"extract", "label", "train", "compare"} <= used & known
+    assert {"extract", "score", "serve", "train", "compare"} <= used & known
     assert used - known == set()
 
 
@@ -90,10 +97,15 @@ def test_the_scripts_are_there_and_can_be_run(name):
     assert (ROOT / name).stat().st_mode & 0o111
 
 
-def test_every_folder_of_the_package_has_its_line_in_the_tree():
+def test_every_folder_of_the_package_has_its_line_in_the_architecture():
     folders = {path.parent.name for path in (ROOT / "graphhalu").glob("*/__init__.py")}
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert folders
-    assert folders == set(re.findall(r"^  ([a-z]+)/ ", README, flags=re.MULTILINE))
+    assert folders == set(re.findall(r"`([a-z]+)/`", text))
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_every_figure_in_the_text_stands_in_the_measured_figures():

@@ -5,8 +5,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow.compute as pc
+from jaxtyping import Float
 
 from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import auroc
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, two_sided_p
 from graphhalu.evaluation.metrics import Floats
 from graphhalu.evaluation.result import Result
@@ -90,9 +92,7 @@ def _ranked(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
     others = [each for each in ordered if each is not best]
     p_values = [two_sided_p((each["rows"] - best["rows"])[1:]) for each in others]
     corrected = (
-        dict(zip([each["detector"] for each in others], holm(p_values), strict=True))
-        if others
-        else {}
+        dict(zip([each["detector"] for each in others], holm(p_values), strict=True)) if others else {}
     )
     found = []
     for each in ordered:
@@ -107,7 +107,8 @@ def _ranked(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _auroc(data: EvaluationSet, scores: Floats) -> Floats:
+def _auroc(data: EvaluationSet, scores: Floats) -> Float[np.ndarray, "row"]:
     """AUROC of the sample and of each resample; answers without a score count as the median."""
     filled = np.where(np.isfinite(scores), scores, np.nanmedian(scores))
-    return np.asarray(data.resample(["auroc"], filled)["auroc"])
+    resamples = data.resample(["auroc"], filled)["auroc"]
+    return np.concatenate([[auroc(filled, data.labels)], np.asarray(resamples)])

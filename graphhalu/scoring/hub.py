@@ -173,7 +173,7 @@ def _result_rows(run: Path, detector: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for row in read_json_object(path).get("detectors", []):
+    for row in read_json_object(path).get("rows", []):
         found = (row.get("metrics") or {}).get("auroc")
         if row.get("detector") == detector and found:
             rows.append({"set": "held out in training", "metric": "AUROC", "n": "", **found})

@@ -94,4 +94,5 @@ def live(tmp_path_factory):
         "answers": AnswerScorer(answers, **where),
         "tokens": AnswerScorer(tokens, **where),
         "model": model,
+        "store": folder / "a.zarr",
     }

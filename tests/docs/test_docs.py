@@ -1,0 +1,167 @@
+"""Pages and notebooks: every block runs or says why not, what was generated is whole, and the site builds."""
+
+import json
+import re
+import shlex
+import sys
+
+import pytest
+
+import docs
+from graphhalu.cli.main import run
+from graphhalu.datasets.registry import DATASETS
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.features.registry import FEATURES
+
+PAGES = sorted(path for path in docs.DOCS.rglob("*.md") if path.parent.name != "notebooks")
+NOTEBOOKS = sorted((docs.DOCS / "notebooks").glob("[0-9]*.md"))
+LANGUAGES = {"bash", "python", "text", "toml"}
+
+
+def of(path):
+    return list(docs.blocks(path.read_text(encoding="utf-8")))
+
+
+def name_of(path):
+    return path.relative_to(docs.DOCS).as_posix()
+
+
+def test_there_are_pages_and_seven_notebooks():
+    assert len(PAGES) >= 17
+    assert len(NOTEBOOKS) == 7
+
+
+@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS], ids=name_of)
+def test_every_block_has_a_language(path):
+    assert {block.language for block in of(path)} <= LANGUAGES
+
+
+def test_few_blocks_are_not_executed_and_each_says_why():
+    marked = [(name_of(path), block.reason) for path in PAGES for block in of(path) if block.reason]
+    run_ones = [
+        block
+        for path in PAGES
+        for block in of(path)
+        if not block.reason and block.language in ("bash", "python")
+    ]
+    assert len(marked) <= 19
+    assert len(run_ones) >= 22
+    assert not [block for path in NOTEBOOKS for block in of(path) if block.reason]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_the_blocks_of_a_page_run_one_after_another(path, workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace))
+    monkeypatch.delitem(sys.modules, "my_gnn", raising=False)
+    names = {"__name__": "__main__"}
+    for block in of(path):
+        if block.reason is not None or block.language not in ("bash", "python"):
+            continue
+        if block.language == "python":
+            exec(compile(block.text, f"{path.name}:{block.line}", "exec"), names)
+            continue
+        for line in block.text.splitlines():
+            words = shlex.split(line, comments=True)
+            if not words:
+                continue
+            assert words[0] == "graphhalu", f"{path.name}:{block.line} runs {words[0]}"
+            assert run(words[1:]) == 0, (path.name, line, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_notebook_runs_from_top_to_bottom_and_its_outputs_are_committed(path, workplace):
+    text = path.read_text(encoding="utf-8")
+    made = docs.execute(path, workplace)
+    outputs = [block for block in docs.blocks(text) if block.language == "text"]
+    assert len(outputs) == sum(block.language == "text" for block in docs.blocks(made))
+    assert [b.text for b in docs.blocks(made) if b.language == "python"] == [
+        b.text for b in docs.blocks(text) if b.language == "python"
+    ]
+
+
+def test_a_notebook_becomes_one_of_jupyter():
+    made = docs.as_ipynb(NOTEBOOKS[0].read_text(encoding="utf-8"))
+    kinds = [cell["cell_type"] for cell in made["cells"]]
+    assert kinds.count("code") == sum(block.language == "python" for block in of(NOTEBOOKS[0]))
+    assert any(cell["outputs"] for cell in made["cells"] if cell["cell_type"] == "code")
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_there_is_a_page_for_each_detector_feature_data_set_labeller_and_command():
+    detectors = docs.detector_pages()
+    assert set(detectors) == set(DETECTORS.names())
+    assert "**A control" in detectors["length"]
+    assert "AUROC" in detectors["saplma"]
+    features = docs.feature_pages()
+    assert set(features) == set(FEATURES.names())
+    assert "<math" in features["lookback_ratio"]
+    assert set(docs.dataset_pages()) == set(DATASETS.names())
+    assert "hallucinated" in docs.labeller_pages()["match"]
+    commands = docs.command_pages()
+    assert {"extract", "serve", "show-detectors", "heads-retrieval"} <= set(commands)
+    assert "--max-batch" in commands["serve"]
+
+
+def test_most_formulas_are_drawn():
+    drawn = ["<math" in docs.formula(feature.formula) for feature in FEATURES.load_all()[0].values()]
+    assert sum(drawn) >= 0.9 * len(drawn)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (docs.ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert len(links) >= 6
+    assert [link for link in links if not link.startswith("http") and not (docs.ROOT / link).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def site():
+    pytest.importorskip("mkdocs")
+    docs.build()
+    return docs.SITE
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_needs_no_network(site):
+    assert len(list(site.rglob("*.html"))) > 250
+    page = (site / "index.html").read_text(encoding="utf-8")
+    loaded = re.findall(r'(?:src|href)="(https?://[^"]+)"', page)
+    assert [each for each in loaded if "squidfunk" not in each and "github" not in each] == []
+    assert (site / "notebooks" / "1_score.ipynb").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+)
+def test_pages_open_in_a_browser_without_an_error(site, width, scheme):
+    api = pytest.importorskip("playwright.sync_api")
+    pages = [
+        "index.html",
+        "concepts/protocol/index.html",
+        "how-to/server/index.html",
+        "notebooks/4_tokens/index.html",
+    ]
+    pages += ["reference/detectors/saplma/index.html", "reference/features/lookback_ratio/index.html"]
+    pages += ["reference/commands/serve/index.html", "reference/python/index.html", "trace-format/index.html"]
+    with api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        except api.Error:
+            pytest.skip("there is no chromium")
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page = context.new_page()
+        said = []
+        page.on("pageerror", lambda error: said.append(str(error)))
+        for name in pages:
+            page.goto((site / name).as_uri())
+            overflow = page.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert overflow <= 1, (name, overflow)
+            assert page.inner_text("h1").strip()
+        browser.close()
+    assert said == []
