@@ -145,7 +145,7 @@ def extract(data: Path, out: Path, model: str) -> None:
         ),
         "worldfacts": ("--dataset", "worldfacts", "--num-samples", "700"),
         "triviaqa": ("--dataset", "triviaqa", "--data-path", str(where["triviaqa"]), "--num-samples", "600"),
-        "squad": ("--dataset", "squad", "--data-path", str(where["squad"]), "--num-samples", "250"),
+        "squad": ("--dataset", "squad", "--data-path", str(where["squad"]), "--num-samples", "128"),
         "held_out_nq_open": ("--dataset", str(out / "held_out_nq_open.jsonl"), *given),
         "held_out_worldfacts": ("--dataset", str(out / "held_out_worldfacts.jsonl"), *given),
     }

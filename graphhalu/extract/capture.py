@@ -130,7 +130,7 @@ def capture_attention(
 
     def of_rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Output and weights of some rows."""
-        eager, mask = own_eager_attention(module), recipe.rows(start, stop)
+        eager, mask = own_eager_attention(module), recipe.rows(start, stop).to(query.device)
         queries = query[:, :, start - rows.start : stop - rows.start]
         return eager(module, queries, key[:, :, :stop], value[:, :, :stop], mask, **settings)
 
@@ -148,7 +148,9 @@ def capture_attention(
     for start, stop in row_chunks(wanted, query, row_chunk):
         observer.rows(layer, start, of_rows(start, stop)[1])
     attend = ALL_ATTENTION_FUNCTIONS[fast]
-    return attend(module, query, key, value, recipe.whole(fast), **settings)[0], None
+    whole = recipe.whole(fast)
+    whole = whole.to(query.device) if whole is not None else None
+    return attend(module, query, key, value, whole, **settings)[0], None
 
 
 def row_chunks(rows: RowRange, query: Tensor, row_chunk: int | None) -> Iterator[RowRange]:
@@ -218,6 +220,8 @@ def mask_placeholder(*args: Any, **arguments: Any) -> Tensor:
     assert not args, "transformers gives masks their arguments by name"
     mask = torch.empty(0)
     mask.recipe = MaskRecipe(arguments)  # type: ignore[attr-defined]
+    # a model spread over devices moves what it hands on, and a copy would carry no recipe
+    mask.to = lambda *_, **__: mask  # type: ignore[method-assign]
     return mask
 
 

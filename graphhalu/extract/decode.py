@@ -43,7 +43,7 @@ class GrowingLayer(DynamicLayer):
 
     def keep(self, questions: Int[Tensor, "kept"]) -> None:
         """Drop the questions that are done."""
-        self._replace([buffer[questions] for buffer in self.buffers], self.n_used)
+        self._replace([buffer[questions.to(buffer.device)] for buffer in self.buffers], self.n_used)
 
     def join(self, other: "GrowingLayer") -> None:
         """Add the sequences of another cache; the shorter ones are padded on the left."""

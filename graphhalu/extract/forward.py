@@ -94,7 +94,7 @@ class DeferredPass:
 
     def logits(self, start: int, stop: int) -> Float[Tensor, "trace row vocabulary"]:
         """The logits of rows ``start … stop - 1``."""
-        rows = torch.arange(start - self.first, stop - self.first, device=self.inputs["input_ids"].device)
+        rows = slice(start - self.first, stop - self.first)  # of no device, where a model has several
         if self._body is None:
             return self._logits[:, rows]
         with replaced_forward(self._body, lambda *_, **__: self._body_output):

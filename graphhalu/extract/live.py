@@ -74,7 +74,7 @@ class RowRecorder:
         """
         if not self.arrays:
             return {}
-        weights = torch.stack([self._weights.pop(layer) for layer in self.layers])
+        weights = torch.stack([self._weights.pop(layer).to(first.device) for layer in self.layers])
         places = (first[:, None] + torch.arange(N_SINK_KEYS, device=first.device)).clamp(
             max=weights.shape[-1] - 1
         )
@@ -337,7 +337,8 @@ class LiveBatch:
 def newest_hidden(states: Sequence[Tensor | None], shape: TraceShape) -> np.ndarray:
     """Hidden states of the newest token as bfloat16 bits, ``[hidden layer, sequence, feature]``."""
     kept = [states[layer] for layer in shape.hidden_layers]
-    newest = torch.stack([state[:, -1] for state in kept if state is not None])
+    rows = [state[:, -1] for state in kept if state is not None]
+    newest = torch.stack([row.to(rows[0].device) for row in rows])
     return newest.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
 
 

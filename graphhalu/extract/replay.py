@@ -45,7 +45,7 @@ Chunk = Float[Tensor, "trace head row key"]
 
 def _span_mass(recorder: "AttentionRecorder", _row_start: int, weights: Chunk) -> tuple[Tensor]:
     """Attention of a row summed over each named span."""
-    return (weights @ recorder.is_span[:, :, : weights.shape[-1]],)
+    return (weights @ recorder.is_span.to(weights.device)[:, :, : weights.shape[-1]],)
 
 
 def _self_attention(_recorder: "AttentionRecorder", row_start: int, weights: Chunk) -> tuple[Tensor]:
@@ -188,7 +188,7 @@ class AttentionRecorder:
             for name, values in zip(names, reduce(self, row_start, exact), strict=True):
                 self._rows[name][position, :, :, first : first + exact.shape[2]] = values
         if "received" in self._keys:
-            is_kept = self.is_kept_row[:, None, None, row_start:stop]
+            is_kept = self.is_kept_row.to(exact.device)[:, None, None, row_start:stop]
             sums = (is_kept @ exact)[:, :, 0]
             self._keys["received"][position, ..., : sums.shape[-1]] += sums.cpu()
         for name, packed in self._packed.items():

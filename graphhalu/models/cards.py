@@ -28,7 +28,7 @@ class ModelSpec(Config):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format; auto is float32 on a CPU and bfloat16 on a GPU that has it."""
     device: str = "auto"
-    """``auto`` takes a GPU where there is one."""
+    """``auto`` takes a GPU where there is one; ``spread`` divides the layers among all of them."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; by default the cores that no other work uses."""
     trust_remote_code: str | None = None

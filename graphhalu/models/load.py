@@ -35,6 +35,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+SPREAD: Final = "spread"
+"""Device that stands for all GPUs of this machine together, layer by layer."""
 _PATH: Final = "pretrained_model_name_or_path"
 _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 _PACKED_OUTPUTS: Final = 32
@@ -209,14 +211,14 @@ def _require_files(folder: Path) -> None:
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
+    if name in ("auto", SPREAD):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"no device named {name!r}; expected auto, cpu, cuda, cuda:<number> or mps")
+        raise UsageError(f"no device named {name!r}; expected auto, spread, cpu, cuda, cuda:<number> or mps")
     n_gpus, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     n_devices = {"cpu": 1, "cuda": n_gpus, "mps": int(has_mps)}[device.type]
     if (device.index or 0) >= n_devices:
@@ -275,7 +277,9 @@ def _model(
         raise UsageError(f"{spec.name} is stored quantised and loads as it is; use --quantization none")
     if spec.quantization != "none":
         settings["quantization_config"] = _quantization(spec.quantization)
-    if spec.quantization != "none" or is_stored_quantized or device.type != "cpu":
+    if spec.device == SPREAD:
+        settings["device_map"] = "auto"
+    elif spec.quantization != "none" or is_stored_quantized or device.type != "cpu":
         settings["device_map"] = {"": device}
     try:
         model, found = AutoModelForCausalLM.from_pretrained(**settings)

@@ -109,7 +109,9 @@ def test_attended_keys_are_those_of_the_row_that_produces_the_token(folders):
         found = answer.attended()
         model = extraction.loaded.model
         model.set_attn_implementation("eager")
-        ids = torch.tensor([[*answer.prompt.encoded.token_ids.tolist(), *answer.token_ids]])
+        ids = torch.tensor(
+            [[*answer.prompt.encoded.token_ids.tolist(), *answer.token_ids]], device=model.device
+        )
         weights = torch.stack(model(input_ids=ids, output_attentions=True).attentions)[:, 0].mean((0, 1))
         row = weights[answer.prompt.length + len(answer.token_ids) - 2]
         for key, weight in found:

@@ -14,7 +14,7 @@ from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.report.leaderboard import leaderboard_page
 from graphhalu.testing.contracts.detectors import planted_data
 
-STORE = {"model": {"name": "tiny"}, "dataset": {"name": "planted"}}
+STORE = {"configuration": {"model": {"name": "tiny"}, "dataset": {"name": "planted"}}}
 
 
 @pytest.fixture(scope="module")

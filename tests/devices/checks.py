@@ -1,0 +1,196 @@
+"""Checks on a CUDA device that is not there; run in a process of their own by ``test_devices.py``.
+
+``simulated_device`` runs PyTorch code whose tensors say ``cuda:0``, keeps their numbers on the CPU, and
+refuses what CUDA refuses. It sees no numerics, speed or memory of a GPU.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import simulated_device as sim
+import torch
+
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.evaluation.settings import DetectorSpec
+from graphhalu.extract.capture import reads_values
+from graphhalu.extract.forward import TokenSequence
+from graphhalu.extract.generate import BeamSearch
+from graphhalu.extract.replay import replay
+from graphhalu.extract.run import extract
+from graphhalu.extract.settings import CaptureSettings, ExtractConfig, trace_shape
+from graphhalu.models.check import check_model
+from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.testing.contracts.detectors import planted_data
+from graphhalu.testing.tiny_models import save_tiny
+from graphhalu.traces.store import open_traces
+
+# Lightning prints numbers of one element, which the simulation does not format
+sim.SimulatedTensor.__format__ = lambda self, form: format(self.item(), form)
+
+CAPTURES = {
+    "full": {},
+    "edges": {"capture": {"keep": "edges", "edges": 4}},
+    "answer rows": {"capture": {"keep": "streams", "rows": "answer", "hidden_tokens": "rows"}},
+    "beams": {"generation": {"num_beams": 4, "keep_beams": 3, "max_new_tokens": 6}},
+    "samples": {"generation": {"num_beams": 2, "samples": 3, "max_new_tokens": 5}},
+}
+
+
+def load(family):
+    """The model is on the device in whole, and passes its own check there."""
+    with tempfile.TemporaryDirectory() as folder, sim.simulated():
+        save_tiny(Path(folder), family)
+        for dtype in ("auto", "float32"):
+            loaded = load_model(ModelSpec(name=folder, device="cuda", dtype=dtype, threads=1))
+            places = {str(p.device) for p in (*loaded.model.parameters(), *loaded.model.buffers())}
+            assert places == {"cuda:0"}, places
+            check_model(loaded)
+
+
+def _arrays(path):
+    store = open_traces(path)
+    return {(t.trace_id, name): t.stream(name) for t in store for name in store.arrays}
+
+
+def extraction(family):
+    """Every kind of capture gives on the device what it gives on the CPU."""
+    for name, changes in CAPTURES.items():
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            save_tiny(folder / "m", family)
+            lines = [f"What is {n} plus {n}?\t['{2 * n}']" for n in range(5)]
+            (folder / "q.tsv").write_text("\n".join(lines) + "\n")
+            found = {}
+            for device in ("cpu", "cuda"):
+                config = {
+                    "model": {"name": str(folder / "m"), "threads": 1, "device": device, "dtype": "float32"},
+                    "dataset": {"name": "triviaqa", "path": str(folder / "q.tsv")},
+                    "generation": {"num_beams": 3, "max_new_tokens": 5},
+                    "batch_size": 4,
+                    **changes,
+                }
+                config = ExtractConfig.model_validate(config)
+                if device == "cpu":
+                    extract(config, folder / device)
+                else:
+                    with sim.simulated():
+                        extract(config, folder / device)
+                found[device] = _arrays(folder / device)
+            assert found["cpu"].keys() == found["cuda"].keys(), name
+            for key, values in found["cpu"].items():
+                if key[1] != "argmax_key" and "edge" not in key[1]:
+                    np.testing.assert_allclose(values, found["cuda"][key], atol=2e-2, err_msg=f"{name} {key}")
+
+
+def training(name):
+    """A network is fitted on the device as on the CPU, and leaves nothing on it."""
+    data, scores = planted_data(61), {}
+    for device in ("cpu", "gpu"):
+        settings = {"epochs": 2, "accelerator": device, "dropout": 0.0, "n_folds": 2}
+        detector = DetectorSpec(name, settings, factory=DETECTORS.get(name)).make(0)
+        if device == "cpu":
+            scores[device] = detector.fit(data.traces, data.labels, data.split).score(data.traces).values
+        else:
+            with sim.simulated():
+                detector.fit(data.traces, data.labels, data.split)
+                scores[device] = detector.score(data.traces).values
+                places = {str(p.device) for network in detector.networks for p in network.parameters()}
+                assert places == {"cpu"}, places
+    np.testing.assert_allclose(scores["cpu"], scores["gpu"], atol=1e-3)
+
+
+def spread(family):
+    """A model on the second device, and one whose layers are divided between two, answer as on the CPU."""
+    from accelerate import dispatch_model
+
+    answers, arrays = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_tiny(Path(folder), family)
+        for where in ("cpu", "cuda:1", "both"):
+            with sim.simulated(2):
+                device = "cpu" if where == "both" else where
+                loaded = load_model(ModelSpec(name=folder, device=device, dtype="float32", threads=1))
+                model = loaded.model
+                if where == "both":
+                    base = getattr(model, model.base_model_prefix)
+                    places = {"lm_head": "cuda:0"}
+                    for name, child in base.named_children():
+                        if isinstance(child, torch.nn.ModuleList):
+                            for n in range(len(child)):
+                                places[f"{model.base_model_prefix}.{name}.{n}"] = (
+                                    "cuda:0" if n < 1 else "cuda:1"
+                                )
+                        else:
+                            places[f"{model.base_model_prefix}.{name}"] = (
+                                "cuda:1" if "norm" in name else "cuda:0"
+                            )
+                    dispatch_model(
+                        model,
+                        {name: torch.device(each) for name, each in places.items()},
+                        skip_keys=model._skip_keys_device_placement,
+                    )
+                    assert {str(p.device) for p in model.parameters()} == {"cuda:0", "cuda:1"}
+                check_model(loaded)
+                search = BeamSearch(
+                    model,
+                    layer_windows=loaded.layer_windows,
+                    stop_ids=loaded.eos_token_ids,
+                    n_beams=3,
+                    max_new_tokens=5,
+                )
+                assert search.fallback_reason is None
+                found = search.answer([[1, 5, 9, 11], [1, 7, 8, 9, 10, 11, 30]])
+                answers[where] = [each[0].token_ids for each in found]
+                codes = np.array([0, 3, 3, 3, 5, 5, 5], dtype=np.uint8)
+                sequence = TokenSequence(np.array([1, 5, 9, 11, 30, 31, 40], dtype=np.int32), codes, 4)
+                for keep in ("full", "edges", "streams"):
+                    capture = CaptureSettings(keep=keep)
+                    names = tuple(n for n in capture.arrays() if n != "value_norm" or reads_values(model))
+                    (result,) = replay(model, [sequence], shape=trace_shape(loaded, capture), arrays=names)
+                    assert result.failure is None
+                    arrays[where, keep] = result.arrays["span_mass"]
+    assert answers["cpu"] == answers["cuda:1"] == answers["both"], answers
+    for keep in ("full", "edges", "streams"):
+        for where in ("cuda:1", "both"):
+            np.testing.assert_allclose(arrays["cpu", keep], arrays[where, keep], atol=2e-3)
+
+
+def streaming(family):
+    """Answers that grow on the device are those of the CPU."""
+    from graphhalu.datasets.question import Question
+    from graphhalu.extract.extraction import Extraction
+    from graphhalu.extract.live import LIVE_ARRAYS, LiveAnswer, LiveBatch
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_tiny(Path(folder), family)
+        for device in ("cpu", "cuda"):
+            with sim.simulated():
+                spec = ModelSpec(name=folder, device=device, dtype="float32", threads=1)
+                config = {
+                    "model": spec,
+                    "generation": {"max_new_tokens": 8},
+                    "prompt": {"template": "direct"},
+                    "capture": {"rows": "answer", "keep": "streams", "hidden_tokens": "rows"},
+                }
+                extraction = Extraction(ExtractConfig.model_validate(config), load_model(spec))
+                prompts = [extraction.prompt(Question(f"q{n}", "a" * (3 + 5 * n), ())) for n in range(3)]
+                growing = [LiveAnswer(prompt, max_new_tokens=4 + n) for n, prompt in enumerate(prompts)]
+                batch = LiveBatch(extraction, LIVE_ARRAYS)
+                with batch.decoding():
+                    batch.add(growing[:2])
+                    batch.step()
+                    batch.add(growing[2:])
+                    while batch.answers:
+                        batch.step()
+                found[device] = [each.token_ids for each in growing]
+    assert found["cpu"] == found["cuda"]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](sys.argv[2])
+    print(json.dumps({"check": sys.argv[1], "of": sys.argv[2], "state": "green"}))
