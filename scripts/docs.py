@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS, SOURCE, SITE = ROOT / "docs", ROOT / "build" / "docs", ROOT / "build" / "site"
 COMPARISONS = ROOT / "tests" / "benchmarks" / "comparisons"
 REFERENCE = ("detectors", "features", "datasets", "labellers", "commands")
+OUTPUT = '```text title="output"'
 NOT_RUN = re.compile(r"<!-- not executed: (.+?) -->\s*$")
 FENCE = re.compile(r"^```(\w+)?.*$")
 
@@ -110,7 +111,7 @@ def page(title: str, *parts: str) -> str:
 def facts(rows: Mapping[str, Any]) -> str:
     """A table of two columns; empty values are left out."""
     lines = [f"| {name} | {cell(value)} |" for name, value in rows.items() if value not in (None, "", (), [])]
-    return "\n".join(["| | |", "|---|---|", *lines])
+    return "\n".join(["| property | value |", "|---|---|", *lines])
 
 
 def cell(value: Any) -> str:
@@ -313,7 +314,7 @@ def execute(path: Path, folder: Path) -> str:
         Exception: What a block raises, with the line of the block in a note.
     """
     text, names = path.read_text(encoding="utf-8"), {"__name__": "__main__"}
-    text = re.sub(r"\n```text output\n.*?```\n", "\n", text, flags=re.DOTALL)
+    text = re.sub(r"\n```text title=\"output\"\n.*?```\n", "\n", text, flags=re.DOTALL)
     made, end = [], 0
     lines = text.splitlines()
     before = Path.cwd()
@@ -333,7 +334,7 @@ def execute(path: Path, folder: Path) -> str:
                 error.add_note(f"in {path.name}, line {block.line}")
                 raise
             if said.getvalue().strip():
-                made += ["", "```text output", *said.getvalue().rstrip().splitlines(), "```"]
+                made += ["", OUTPUT, *said.getvalue().rstrip().splitlines(), "```"]
         made += lines[end:]
     finally:
         os.chdir(before)
@@ -343,9 +344,7 @@ def execute(path: Path, folder: Path) -> str:
 def as_ipynb(text: str) -> dict[str, Any]:
     """A notebook of Jupyter."""
     cells: list[dict[str, Any]] = []
-    parts = re.split(
-        r"(^```python\n.*?^```$|^```text output\n.*?^```$)", text, flags=re.DOTALL | re.MULTILINE
-    )
+    parts = re.split(rf"(^```python\n.*?^```$|^{OUTPUT}\n.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)
     for part in (each.strip("\n") for each in parts):
         if part.startswith("```python"):
             code = part.removeprefix("```python\n").removesuffix("\n```")
@@ -357,8 +356,8 @@ def as_ipynb(text: str) -> dict[str, Any]:
                 "source": code,
             }
             cells.append(cell_)
-        elif part.startswith("```text output"):
-            output = part.removeprefix("```text output\n").removesuffix("\n```")
+        elif part.startswith(OUTPUT):
+            output = part.removeprefix(f"{OUTPUT}\n").removesuffix("\n```")
             cells[-1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": output}]
         elif part.strip():
             cells.append({"cell_type": "markdown", "metadata": {}, "source": part})

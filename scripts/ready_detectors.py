@@ -172,7 +172,7 @@ def sets(out: Path, model: str) -> dict[str, TraceStore]:
 def known_labels(store: TraceStore) -> Labels:
     """What the data set says of given answers; of the model's own, by its aliases."""
     is_given = store.configuration["generation"].get("answers") == "given"
-    return named_labels(store, "stated" if is_given else "match")
+    return named_labels(store, "given" if is_given else "match")
 
 
 def joined(parts: Sequence[Labels]) -> Labels:

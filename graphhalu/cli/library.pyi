@@ -56,7 +56,7 @@ from graphhalu.labels.summary import label_report
 from graphhalu.labels.summary import summarise as summarise_labels
 from graphhalu.models.cards import MODEL_CARDS, MODEL_PLUGINS, ModelSpec
 from graphhalu.models.check import examine, load_checked
-from graphhalu.models.load import default_threads
+from graphhalu.models.load import default_threads, load_model
 from graphhalu.report.audit import audit_page
 from graphhalu.report.comparison import terminal_table
 from graphhalu.report.instability import write_study
@@ -215,6 +215,7 @@ __all__ = [
     "load_checked",
     "load_config",
     "load_detector",
+    "load_model",
     "make_labeller",
     "make_view",
     "markdown_table",

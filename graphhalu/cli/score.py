@@ -10,7 +10,7 @@ import typer
 from graphhalu.cli import library
 from graphhalu.cli.options import Place, command
 from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
-from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.errors import DetectorMismatchError, GraphhaluError, UsageError
 
 Share = Annotated[float, typer.Option(min=0, max=1)]
 
@@ -114,10 +114,23 @@ def chosen_scorer(
     """
     run: Path | str = detector or newest_run() or library.DEFAULT_READY
     scorer = library.load_detector(run, detector_class=detector_class, **where)
+    fallback = f"{run}-likelihood"
+    if where["name"] is not None and fallback in library.ready_names():
+        try:
+            scorer.extraction("given")
+        except DetectorMismatchError as error:
+            say(f"{str(error).splitlines()[0]}: its answers are scored by likelihood alone")
+            run = fallback
+            loaded = library.load_model(scorer.config("given", **_known(where)).model)
+            scorer = library.load_detector(run).bind(loaded.model, loaded.tokenizer)
     card = library.read_card(scorer.folder)
     said = f"the detector {run} ({card['summary']})" if card else f"the detector in {run}"
     say(f"using {said}")
     return scorer
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def newest_run() -> Path | None:

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from graphhalu.core.splits import InnerFold
 from graphhalu.detectors.base import card_attributes
@@ -72,8 +72,12 @@ def _coordinates(values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray,
     An L2 penalty does not notice the change, so 60,000 columns cost what the traces cost.
     """
     kernel = (values @ values.T).astype(np.float64)
-    kernel += max(_JITTER * float(np.trace(kernel)) / len(kernel), _JITTER) * np.eye(len(kernel))
-    return cholesky(kernel, lower=True, check_finite=False)
+    jitter = max(_JITTER * float(np.trace(kernel)) / len(kernel), _JITTER)
+    while True:
+        try:
+            return cholesky(kernel + jitter * np.eye(len(kernel)), lower=True, check_finite=False)
+        except LinAlgError:  # rounding of thousands of traces in single precision
+            jitter *= 10
 
 
 def _shares(columns: Sequence[str], mix: Mapping[str, float]) -> Float[np.ndarray, "column"]:

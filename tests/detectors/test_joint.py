@@ -87,3 +87,12 @@ def test_a_family_that_traces_lack_is_left_out():
     learned = learn_jointly(less, folds)
     assert learned.report["n_columns"] == len(kept)
     assert roc_auc_score(less.labels, learned.out_of_fold) > 0.6
+
+
+def test_traces_that_are_nearly_alike_still_have_coordinates():
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=(1, 3001)).astype(np.float32) * 100
+    values = base + generator.normal(size=(97, 3001)).astype(np.float32) * 1e-4
+    factor = joint._coordinates(values)
+    kernel = (values @ values.T).astype(np.float64)
+    np.testing.assert_allclose(factor @ factor.T, kernel, rtol=1e-2)
