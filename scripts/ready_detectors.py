@@ -2,7 +2,7 @@
 
     scripts/ready_detectors.py answers DATA OUT     # files of right and wrong answers to questions of DATA
     scripts/ready_detectors.py extract DATA OUT MODEL
-    scripts/ready_detectors.py fit OUT MODEL [RAGTRUTH]   # writes graphhalu/scoring/ready_detectors/MODEL*
+    scripts/ready_detectors.py fit OUT MODEL [RAGTRUTH [KIND …]]   # writes graphhalu/scoring/ready_detectors/MODEL*
 
 DATA is a folder of data sets in their published layouts. A wrong answer is the right one to another
 question: half of the time to one of the same category, so that its kind does not give it away.
@@ -34,14 +34,16 @@ from graphhalu.evaluation.novelty import training_novelty
 from graphhalu.evaluation.settings import detector_spec
 from graphhalu.evaluation.training import save_model
 from graphhalu.labels.labels import Labels, question_groups
-from graphhalu.labels.run import named_labels
-from graphhalu.labels.stated import label_tokens, token_labels
+from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.run import label_records, named_labels
+from graphhalu.labels.stated import label_tokens
 from graphhalu.scoring.ready import CARD_FILE, READY
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ("{}", "{}.", "The answer is {}.", "It is {}.")
+AROUND = tuple(each.partition("{}")[0] for each in SENTENCES if not each.startswith("{}"))
 OPTIONS = (
     *("--template", "direct", "--chat", "auto", "--beams", "1", "--keep", "streams", "--rows", "answer"),
     *("--hidden-tokens", "rows"),
@@ -170,9 +172,13 @@ def sets(out: Path, model: str) -> dict[str, TraceStore]:
 
 
 def known_labels(store: TraceStore) -> Labels:
-    """What the data set says of given answers; of the model's own, by its aliases."""
-    is_given = store.configuration["generation"].get("answers") == "given"
-    return named_labels(store, "given" if is_given else "match")
+    """What the data set says of given answers; of the model's own, by its aliases.
+
+    An answer that the token limit cut before it said an alias counts as wrong: people meet such answers, too.
+    """
+    if store.configuration["generation"].get("answers") == "given":
+        return named_labels(store, "given")
+    return label_records([trace.record for trace in store], make_labeller("match", as_wrong=("cut",)))
 
 
 def joined(parts: Sequence[Labels]) -> Labels:
@@ -187,12 +193,14 @@ def joined(parts: Sequence[Labels]) -> Labels:
 
 
 def as_tokens(traces: Sequence[Trace], labels: Labels) -> Labels:
-    """Every token of a given answer has the label of the answer, unless spans are marked."""
+    """Tokens of a given answer have its label; words that were put around the answer are correct."""
     tokens = []
     for trace, value in zip(traces, labels.values, strict=True):
-        has_spans = bool(trace.record.given_spans) or "ragtruth" in labels.labeller
-        whole = np.full(trace.answer_length, value, dtype=np.int64)
-        tokens.append(token_labels(trace.record) if has_spans else whole)
+        text = trace.record.answer
+        before = next((len(each) for each in AROUND if text.startswith(each)), 0)
+        stop = len(text.rstrip(".")) if before or text.endswith(".") else len(text)
+        inside = [start < stop and end > before for start, end in trace.record.answer_offsets]
+        tokens.append(np.array(inside, dtype=np.int64) * int(value))
     return replace(labels, tokens=tuple(tokens))
 
 
@@ -211,9 +219,8 @@ def fitted(
     spec = replace(detector_spec(name), settings=settings)
     model = fit_fold(partial(spec.make, 0), traces, labels, split)
     assert model.calibration is not None
-    if labels.level == "answer":
-        threshold = model.calibration.threshold_at_fpr(FPR)
-        model = replace(model, calibration=model.calibration.model_copy(update={"threshold": threshold}))
+    threshold = model.calibration.threshold_at_fpr(FPR)
+    model = replace(model, calibration=model.calibration.model_copy(update={"threshold": threshold}))
     return model, split
 
 
@@ -246,7 +253,7 @@ def figure(name: str, model: FoldModel, traces: Sequence[Trace], labels: Labels)
     }
 
 
-def fit(out: Path, model: str, ragtruth: Path | None) -> None:
+def fit(out: Path, model: str, ragtruth: Path | None, kinds: Sequence[str]) -> None:
     """Fit, measure and write the detectors of a model."""
     stores = sets(out, model)
     train = {name: store for name, store in stores.items() if not name.startswith("held_out")}
@@ -264,7 +271,8 @@ def fit(out: Path, model: str, ragtruth: Path | None) -> None:
     held = {name: (list(store), known_labels(store)) for name, store in unseen.items()}
     store = next(iter(train.values()))
     identity = Identity.of(store.configuration, store.provenance.get("config"))
-    for kind, (name, settings) in KINDS.items():
+    for kind in kinds:
+        name, settings = KINDS[kind]
         is_of_tokens = kind == "tokens"
         own_rows, own_labels = dict(rows), dict(labels)
         if is_of_tokens:
@@ -331,7 +339,8 @@ def main() -> None:
     elif given.step == "extract":
         extract(Path(paths[0]), Path(paths[1]), paths[2])
     else:
-        fit(Path(paths[0]), paths[1], Path(paths[2]) if len(paths) > 2 else None)  # noqa: PLR2004
+        out, model, *more = paths
+        fit(Path(out), model, Path(more[0]) if more else None, more[1:] or list(KINDS))
 
 
 if __name__ == "__main__":

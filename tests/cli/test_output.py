@@ -56,7 +56,15 @@ def test_what_is_below_the_line_goes_to_stderr_without_control_characters(capsys
 
 
 def test_a_line_of_dashes_in_a_value_stays_where_it_is(capsys):
-    values = {"output": "a.jsonl", "n": 1, "n_called": 0, "n_failed": 1}
+    values = {
+        "output": "a.jsonl",
+        "n": 1,
+        "n_called": 0,
+        "n_failed": 1,
+        "n_given": 0,
+        "n_generated": 1,
+        "n_warned": 0,
+    }
     Shown(values, "score_file", {"failed": [{"row": 1, "failure": "first\n---\nlast"}]}).show(as_json=False)
     printed = capsys.readouterr()
     assert printed.out.endswith("no score in row 1: first\n---\nlast\n")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from fastapi import FastAPI
 
 from graphhalu.cli.main import run
 
@@ -37,7 +38,7 @@ def test_a_port_that_is_taken_is_one_line(capsys, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        monkeypatch.setattr(library, "create_app", lambda *_: None, raising=False)
+        monkeypatch.setattr(library, "create_app", lambda *_: FastAPI(), raising=False)
         assert run(["serve", "--port", str(taken.getsockname()[1])]) == 2
     assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
 

@@ -372,7 +372,7 @@ def test_a_model_without_a_chat_template_is_asked_in_plain_text() -> None:
 
 
 def test_an_unknown_prompt_template_names_the_nearest() -> None:
-    assert set(PROMPT_TEMPLATES) == {"concise", "bare", "published"}
+    assert set(PROMPT_TEMPLATES) == {"concise", "bare", "published", "direct"}
     with pytest.raises(UnknownNameError, match="Did you mean 'concise'"):
         build_prompt(QUESTION, template="concize", chat=False, tokenizer=byte_level())
 
