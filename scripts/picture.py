@@ -46,7 +46,7 @@ def main() -> None:
     shown = [*question.tolist(), *range(prompt.length, len(ids))]
     place = {position: n for n, position in enumerate(shown)}
     texts = [tokenizer.decode([ids[position]]).strip() or "·" for position in shown]
-    figure = Figure(figsize=(9, 2.6))
+    figure = Figure(figsize=(9, 2.0))
     axes = figure.add_axes((0.01, 0.02, 0.98, 0.96))
     widths = np.array([max(2, len(text)) + 1.4 for text in texts])
     x = np.cumsum(widths) - widths / 2
@@ -91,7 +91,7 @@ def main() -> None:
         ha="right",
     )
     axes.set_xlim(0, widths.sum())
-    axes.set_ylim(-1.5, 7.5)
+    axes.set_ylim(-1.7, 5.0)
     axes.axis("off")
     OUT.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "graphhalu"}):
