@@ -140,11 +140,13 @@ def newest_run() -> Path | None:
     for path in reversed(found):
         run = path.parent.parent
         try:
-            library.read_description(path.parent)
+            known = library.read_description(path.parent)
         except GraphhaluError as error:
             say(f"passed over {run}, which cannot be read: {str(error).splitlines()[0]}")
-        else:
+            continue
+        if known.get("class") is None or known["name"] in library.DETECTORS:
             return run
+        say(f"passed over {run}, of a class that is not registered: name it with --detector-class")
     return None
 
 

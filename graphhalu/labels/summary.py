@@ -303,9 +303,7 @@ def _stored(store: LabelledStore) -> list[str]:
     names = stored_labellers(store)
     if not names:
         folder = store.labels_folder.parent
-        raise TraceNotFoundError(
-            f"no labels in {folder}\n  Make some:  graphhalu labels {folder} --labellers match,rouge"
-        )
+        raise TraceNotFoundError(f"no labels in {folder}\n  Make some:  graphhalu label {folder}")
     # the reference first: examples are drawn for the classes of the first labeller
     return sorted(names, key=lambda name: name != REFERENCE)
 

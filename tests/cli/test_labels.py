@@ -82,7 +82,7 @@ def test_a_text_of_a_model_cannot_move_the_cursor(tmp_path, monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["labels"], 1, "--labellers match,rouge"),
+        (["labels"], 1, "graphhalu label "),
         (["labels", "--labellers", "mach"], 2, "Did you mean 'match'"),
         (["labels", "missing.zarr"], 1, "no trace store"),
         (["labels", "--labellers", "match", "--examples", "-1"], 2, "examples"),
