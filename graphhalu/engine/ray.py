@@ -110,6 +110,8 @@ class RayExecutor(Executor):
         fits = [int(total.get("CPU", 0) // self.cpus)]
         if self.gpus:
             fits.append(int(total.get("GPU", 0) // self.gpus))
+        elif total.get("GPU", 0):
+            _log.warning("the cluster has %g GPUs, and no worker uses one: --ray-gpus 1", total["GPU"])
         if self.address == LOCAL and not min(fits):
             raise WorkerError(self._shortage(ray))
         return min(fits)

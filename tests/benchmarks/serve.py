@@ -29,7 +29,7 @@ def figures(quick: bool) -> dict[str, Any]:
     """Ratios of one run; a server on loopback with 16 clients."""
     torch.set_num_threads(1)
     tokens, answers = load_detector("smollm2-tokens", threads=1), load_detector("smollm2", threads=1)
-    found = _overhead(tokens, n_tokens=16 if quick else 128, n_times=1 if quick else 5)
+    found = _overhead(tokens, n_tokens=16 if quick else 128, n_times=1 if quick else 3)
     found |= _batches(answers, n_answers=16, n_times=1 if quick else 3)
     return found | _load(quick=quick)
 

@@ -441,3 +441,18 @@ def test_the_server_dies_and_comes_back(live, tmp_path):
     finally:
         process.terminate()
         assert process.wait(timeout=30) in (0, -15, 130)
+
+
+def test_a_request_is_a_span_where_the_variables_of_opentelemetry_ask_for_one(scorers, monkeypatch, capsys):
+    from graphhalu.scoring import server
+
+    monkeypatch.delenv("OTEL_TRACES_EXPORTER", raising=False)
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    assert server.tracer() is None
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    tracer = server.tracer()
+    monkeypatch.setattr(server, "tracer", lambda: tracer)
+    with Running(create_app(*scorers, ServeConfig(max_new_tokens=3))) as running:
+        assert running.call("/health")[0] == 200
+    assert tracer.span_processor.force_flush(5_000)
+    assert '"GET /health"' in capsys.readouterr().out
