@@ -16,7 +16,7 @@ from matplotlib.patches import FancyArrowPatch
 from graphhalu import load_detector
 from graphhalu.core.axes import Span
 from graphhalu.extract.live import LIVE_ARRAYS, LiveAnswer, LiveBatch
-from graphhalu.scoring.scorer import asked_question
+from graphhalu.scoring.asked import asked_question
 from graphhalu.scoring.stream import LiveScores
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "assets" / "attention.svg"

@@ -14,7 +14,8 @@ from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import Row, text_field, wrong_value
-from graphhalu.scoring.scorer import AnswerScorer, asked_question
+from graphhalu.scoring.asked import asked_question
+from graphhalu.scoring.scorer import AnswerScorer
 
 BATCH: Final = 32
 """Answers that are scored together and written at once."""

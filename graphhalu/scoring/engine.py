@@ -220,6 +220,9 @@ class Engine:
             self._wake.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout=60)
+        for job in (*self.waiting, *(each.job for each in self.growing)):
+            self._fail(job, 503, "the server is shutting down")
+        self.waiting.clear()
 
     @property
     def is_alive(self) -> bool:
@@ -253,8 +256,6 @@ class Engine:
             if not self.growing:
                 self._leave()
         self._leave()
-        for job in (*self.waiting, *(each.job for each in self.growing)):
-            self._fail(job, 503, "the server is shutting down")
 
     def _fail(self, job: Job, status: int, message: str) -> None:
         self.n_failures.labels(str(status)).inc()

@@ -16,7 +16,8 @@ import uvicorn
 
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.extract.live import LiveAnswer, LiveBatch
-from graphhalu.scoring.scorer import AnswerScorer, asked_question, load_detector
+from graphhalu.scoring.asked import asked_question
+from graphhalu.scoring.scorer import AnswerScorer, load_detector
 from graphhalu.scoring.server import create_app
 from graphhalu.scoring.settings import ServeConfig
 from graphhalu.scoring.stream import LiveScores

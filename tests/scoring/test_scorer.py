@@ -6,7 +6,8 @@ import pytest
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.calibration import Calibration
-from graphhalu.scoring.scorer import AnswerScorer, asked_question, conversation
+from graphhalu.scoring.asked import asked_question, conversation
+from graphhalu.scoring.scorer import AnswerScorer
 from graphhalu.testing.tiny_models import save_tiny
 
 

@@ -27,7 +27,7 @@ class Running:
     def __init__(self, app, key=None):
         import uvicorn
 
-        self.app, self.key = app, key
+        self.app, self.key, self.openai = app, key, None
         self.listening = socket.socket()
         self.listening.bind(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
@@ -45,6 +45,8 @@ class Running:
         return self
 
     def __exit__(self, *_):
+        if self.openai is not None:
+            self.openai.close()
         self.server.should_exit = True
         self.thread.join(timeout=30)
 
@@ -61,7 +63,10 @@ class Running:
             return error.code, error.headers, error.read().decode()
 
     def client(self):
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", max_retries=0)
+        """One client for all requests, which is closed with the server."""
+        if self.openai is None:
+            self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", max_retries=0)
+        return self.openai
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +165,7 @@ def test_a_stop_text_ends_the_answer_and_is_cut_off(running):
     cut = running.client().chat.completions.create(model="", stop=[stop, "never said"], **ASK).choices[0]
     assert cut.message.content == whole[: whole.index(stop)]
     assert cut.finish_reason == "stop"
-    chunks = running.client().chat.completions.create(model="", stop=stop, stream=True, **ASK)
+    chunks = list(running.client().chat.completions.create(model="", stop=stop, stream=True, **ASK))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == cut.message.content
 
 
@@ -287,9 +292,10 @@ def test_more_requests_than_may_wait_are_refused_with_a_time(scorers):
     engine = app.state.engine
     engine.start = lambda: None  # nobody works, so the queue stays full
     with Running(app) as server:
-        threading.Thread(
-            target=server.call, args=("/score", {"question": "q", "answer": "a"}), daemon=True
-        ).start()
+        found = []
+        body = {"question": "q", "answer": "a"}
+        waiting = threading.Thread(target=lambda: found.append(server.call("/score", body)), daemon=True)
+        waiting.start()
         until = time.monotonic() + 20
         while not engine.waiting and time.monotonic() < until:
             time.sleep(0.02)
@@ -297,6 +303,9 @@ def test_more_requests_than_may_wait_are_refused_with_a_time(scorers):
         assert status == 429, text
         assert int(headers["Retry-After"]) >= 1
         assert json.loads(text)["error"]["type"] == "rate_limit_error"
+        engine.close()
+        waiting.join(timeout=30)
+    assert found[0][0] == 503
 
 
 def test_a_late_request_is_given_up(scorers):
@@ -344,8 +353,9 @@ def test_a_key_is_asked_for_where_one_is_set(scorers, monkeypatch):
             server.call("/score", {"question": "q", "answer": "a"}, {"Authorization": "Bearer no"})[0] == 401
         )
         assert server.client().chat.completions.create(model="", **ASK).choices
-        with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
+        wrong = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0)
+        with wrong, pytest.raises(openai.AuthenticationError):
+            wrong.models.list()
 
 
 def test_the_page_runs_its_own_scripts_and_no_others(running):
@@ -433,10 +443,11 @@ def test_the_server_dies_and_comes_back(live, tmp_path):
     process.wait()
     for thread in threads:
         thread.join(timeout=60)
+    client.close()
     process, url = started()
     try:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        again = client.chat.completions.create(model="", **ASK).choices[0]
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            again = client.chat.completions.create(model="", **ASK).choices[0]
         assert again.message.content == first.message.content
     finally:
         process.terminate()
