@@ -98,7 +98,7 @@ def formula(text: str) -> str:
     words = re.compile(r"(?<![\\\w{])([a-z]{3,}(?: [a-z]+)*)(?![\w}])")
     tex = words.sub(lambda match: rf"\text{{ {match[1]} }}", tex)
     try:
-        return convert(tex, display="block")
+        return f'<div style="overflow-x: auto">{convert(tex, display="block")}</div>'
     except Exception:  # noqa: BLE001 - any formula has a plain form
         return f"`{text}`"
 

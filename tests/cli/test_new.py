@@ -23,21 +23,22 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("detector", "my-own"), ("feature", "own_surprise"), ("dataset", "my_set")]
-)
-def test_what_is_written_passes_its_test_and_the_linter(checkout, kind, name):
-    assert run(["new", kind, name]) == 0
+KINDS = {"detector": "my-own", "feature": "own_surprise", "dataset": "my_set"}
+
+
+def test_what_is_written_passes_its_test_and_the_linter(checkout):
+    for kind, name in KINDS.items():
+        assert run(["new", kind, name]) == 0
+    modules = [name.replace("-", "_") for name in KINDS.values()]
+    tests = [str(path) for module in modules for path in checkout.rglob(f"test_{module}.py")]
+    assert len(tests) == len(KINDS)
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    module = name.replace("-", "_")
-    (test,) = checkout.rglob(f"test_{module}.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
-    written = [str(path) for path in checkout.rglob(f"*{module}.py")]
-    linted = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", *written], capture_output=True, text=True, check=False
-    )
+    written = [str(path) for module in modules for path in checkout.rglob(f"*{module}.py")]
+    linter = [sys.executable, "-m", "ruff", "check", *written]
+    linted = subprocess.run(linter, capture_output=True, text=True, check=False)
     assert linted.returncode == 0, linted.stdout
 
 

@@ -55,6 +55,7 @@ SEEN = {
     "charm": "sink",
     "mlp": "sink",
     "joint-probe": "sink",
+    "live-probe": "sink",
     "graphhalu": "hidden",
     "gasp": "context",
     "lumina": "context",

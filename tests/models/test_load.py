@@ -286,7 +286,7 @@ def test_a_model_without_causal_attention_is_refused(folder, model_type, reason)
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cpu:x"])
 def test_an_unknown_device_lists_the_known_ones(folder, device):
-    with pytest.raises(UsageError, match=f"no device named '{device}'; expected auto, cpu, cuda"):
+    with pytest.raises(UsageError, match=f"no device named '{device}'; expected auto, spread, cpu, cuda"):
         load_model(ModelSpec(name=str(folder), device=device))
 
 

@@ -20,7 +20,10 @@ READERS = {
 @pytest.mark.parametrize("name", READERS)
 def test_a_file_of_the_first_edition_is_read_and_gives_the_same_values(name):
     path = Path(__file__).with_name("fixtures") / f"{name}.json.gz"
-    assert READERS[name](path) == json.loads(gzip.decompress(path.read_bytes()))
+    found, expected = READERS[name](path), json.loads(gzip.decompress(path.read_bytes()))
+    if "identity" in expected:  # it has said the architecture only since then
+        assert found["identity"].pop("architecture") is None
+    assert found == expected
 
 
 def test_numbers_of_the_first_edition_have_their_intervals():
