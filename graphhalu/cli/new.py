@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Final
 
 from graphhalu.cli.options import command
 from graphhalu.cli.output import Shown
@@ -9,9 +10,24 @@ from graphhalu.core.errors import UsageError
 
 _TEMPLATES = Path(__file__).parent / "new"
 
+_REGISTRIES: Final = {
+    "detector": ("detectors/registry.py", '    ("text", "tfidf"),\n', '    ("@MODULE@", "@NAME@"),\n'),
+    "feature": (
+        "features/registry.py",
+        '    ("likelihood", "beam_eigenscore"),\n',
+        '    ("@MODULE@", "@MODULE@"),\n',
+    ),
+    "dataset": (
+        "datasets/registry.py",
+        '        "ragtruth": ',
+        '        "@MODULE@": "graphhalu.datasets.@MODULE@:@CLASS@",\n',
+    ),
+}
+"""By kind: its registry, the line there that the new one is put before, and the new one."""
 
-def _made(kind: str, name: str, registry: str, line: tuple[str, str]) -> Shown:
-    """Write the files of a kind; ``line`` is what the registry holds, and what is put before that."""
+
+def _made(kind: str, name: str) -> Shown:
+    registry, anchor, added = _REGISTRIES[kind]
     root = Path.cwd()
     if not (root / "graphhalu" / registry).is_file() or not (root / "tests").is_dir():
         raise UsageError(
@@ -33,7 +49,7 @@ def _made(kind: str, name: str, registry: str, line: tuple[str, str]) -> Shown:
     if there := [path for path in targets.values() if path.exists()]:
         raise UsageError(f"{there[0].relative_to(root)} is there already")
     path = root / "graphhalu" / registry
-    text, (anchor, added) = path.read_text(encoding="utf-8"), line
+    text = path.read_text(encoding="utf-8")
     if text.count(anchor) != 1:
         raise UsageError(
             f"graphhalu/{registry} has changed: put the line into it by hand: {_filled(added, words)}"
@@ -59,12 +75,7 @@ def detector(name: str) -> Shown:
     Args:
         name: Small letters, digits and hyphens.
     """
-    return _made(
-        "detector",
-        name,
-        "detectors/registry.py",
-        ('    ("text", "tfidf"),\n', '    ("@MODULE@", "@NAME@"),\n'),
-    )
+    return _made("detector", name)
 
 
 @command("new feature")
@@ -74,12 +85,7 @@ def feature(name: str) -> Shown:
     Args:
         name: Small letters, digits and hyphens.
     """
-    return _made(
-        "feature",
-        name,
-        "features/registry.py",
-        ('    ("likelihood", "beam_eigenscore"),\n', '    ("@MODULE@", "@MODULE@"),\n'),
-    )
+    return _made("feature", name)
 
 
 @command("new dataset")
@@ -89,9 +95,4 @@ def dataset(name: str) -> Shown:
     Args:
         name: Small letters, digits and hyphens.
     """
-    return _made(
-        "dataset",
-        name,
-        "datasets/registry.py",
-        ('        "ragtruth": ', '        "@MODULE@": "graphhalu.datasets.@MODULE@:@CLASS@",\n'),
-    )
+    return _made("dataset", name)

@@ -24,8 +24,8 @@ class Identity(Config):
         generation: How answers were found; for the record, so that new ones are found alike.
         dtype: Number format of the weights; for the record.
         architecture: Class of the model in transformers, where it is known.
-        config: The whole configuration of the extraction, so that new answers are made alike;
-            empty where the store does not have it.
+        config: The configuration of the extraction, so that new answers are made alike, without the
+            folder that the questions lay in; empty where the store does not have it.
     """
 
     model: str | None
@@ -49,6 +49,11 @@ class Identity(Config):
             config: The whole configuration of the extraction, if it is known.
         """
         model, prompt = (configuration.get(part) or {} for part in ("model", "prompt"))
+        config = dict(config or {})
+        if "dataset" in config:
+            # saved detectors are published, and a folder of this machine makes no answer alike
+            name = (configuration.get("dataset") or {}).get("name")
+            config["dataset"] = {**config["dataset"], "path": None, **({"name": name} if name else {})}
         names = ("source", "revision", "weights", "quantization", "dtype", "architecture")
         return cls(
             model=model.get("name"),
@@ -56,7 +61,7 @@ class Identity(Config):
             prompt={name: prompt.get(name) for name in _PROMPT},
             capture=configuration.get("capture") or {},
             generation=configuration.get("generation") or {},
-            config=config or {},
+            config=config,
         )
 
     @classmethod

@@ -33,6 +33,8 @@ _OF_ATTENTION: Final = ("span_mass", "self_attention", "row_entropy", "argmax_ke
 LIVE_ARRAYS: Final = ("token_ids", "span_code", *STATISTICS, *_OF_ATTENTION, "hidden_rows")
 """Arrays that can be kept while an answer grows."""
 _TINY: Final = torch.finfo(torch.float32).tiny
+N_ATTENDED_ROWS: Final = 2
+"""Newest rows whose attention to each key is kept."""
 N_ATTENDED: Final = 12
 """Keys that are named for each token, where that is asked for."""
 
@@ -184,6 +186,9 @@ class LiveAnswer:
             place: Of this sequence in it.
         """
         self._rows.append((found, place))
+        if len(self._rows) > N_ATTENDED_ROWS:
+            # it is as long as the sequence: kept of all rows it would grow with the square of the length
+            self._rows[-1 - N_ATTENDED_ROWS][0].pop("attended", None)
 
     def add_token(self, token_id: int, statistics: Sequence[float]) -> None:
         """Keep its newest token with the statistics of its distribution."""

@@ -19,7 +19,6 @@ def _plain_text(text: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_plain_text)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class _Body(BaseModel):

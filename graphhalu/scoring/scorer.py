@@ -362,7 +362,7 @@ class AnswerScorer:
 
     def _check(self, extraction: Extraction, *, is_other_prompt: bool) -> None:
         """Refuse another model, or another prompt than one that was asked for."""
-        found = Identity.of(extraction.identity())
+        found = Identity.of(extraction.identity(dataset={}))
         changed: dict[str, Any] = {"prompt": self.identity.prompt} if is_other_prompt else {}
         if self._is_bound:
             same = {

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from base64 import b64encode
@@ -12,7 +13,6 @@ from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
-from re import findall
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -422,8 +422,8 @@ def _page() -> tuple[str, str]:
     text = PAGE.read_text(encoding="utf-8")
     allowed = {}
     for tag in ("script", "style"):
-        parts = findall(rf"<{tag}>(.*?)</{tag}>", text.replace("\n", "\0"))
-        digests = [sha256(part.replace("\0", "\n").encode()).digest() for part in parts]
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digests = [sha256(part.encode()).digest() for part in parts]
         allowed[tag] = " ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in digests)
     return text, (
         f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; "

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ from graphhalu.core.errors import DataFileError, DetectorMismatchError
 from graphhalu.detectors.base import ChosenTraces
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.load import load_detector, save_detector
+from graphhalu.detectors.saved import read_description
+from graphhalu.scoring.ready import READY
 
 CONFIGURATION = {
     "model": {
@@ -103,3 +106,18 @@ def test_a_damaged_identity_is_refused(saved):
     path.write_text(json.dumps(values))
     with pytest.raises(DataFileError, match="does not fit"):
         load_detector(saved)
+
+
+def test_no_folder_of_the_questions_is_kept():
+    config = {"dataset": {"name": "/home/me/triviaqa.jsonl", "path": "/home/me/x.jsonl", "seed": 5}}
+    found = Identity.of(changed(dataset__name="triviaqa.jsonl"), config)
+    assert found.config == {"dataset": {"name": "triviaqa.jsonl", "path": None, "seed": 5}}
+    assert config["dataset"]["path"] == "/home/me/x.jsonl"
+
+
+@pytest.mark.parametrize("folder", sorted(READY.iterdir()), ids=lambda folder: folder.name)
+def test_a_ready_detector_names_no_folder(folder):
+    identity = read_description(folder)["identity"]
+    dataset = identity["config"]["dataset"]
+    assert (Path(dataset["name"]).name, dataset["path"]) == (dataset["name"], None)
+    assert identity["config"]["model"]["name"] == identity["model"]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +55,17 @@ def test_another_model_is_refused_with_the_reason(trained, tmp_path):
     other = save_tiny(tmp_path / "tiny", "llama", seed=1)
     with pytest.raises(DetectorMismatchError, match="weights"):
         AnswerScorer(trained.run, name=str(other), threads=1).score("What is 3 plus 4?")
+
+
+def test_answers_are_scored_where_the_questions_of_the_training_are_not(live, tmp_path):
+    run, questions = tmp_path / "run", tmp_path / "gone.jsonl"
+    shutil.copytree(live["answers"].folder, run)
+    for path in run.rglob("detector.json"):
+        values = json.loads(path.read_text())
+        values["identity"]["config"]["dataset"] = {"name": str(questions)}
+        path.write_text(json.dumps(values))
+    scorer = AnswerScorer(run, name=str(live["model"]), threads=1)
+    assert scorer.score("What is 2 plus 2?", "4").failure is None
 
 
 def test_an_answer_longer_than_the_context_is_refused_with_the_length(scorer):
