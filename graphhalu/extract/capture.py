@@ -202,6 +202,8 @@ class MaskRecipe:
             "attention_mask": padding[:, :stop] if isinstance(padding, Tensor) else padding,
         }
         mask: Tensor = ALL_MASK_ATTENTION_FUNCTIONS["eager"](**{**self.arguments, **changed})
+        # a row of padding sees no key: its weights would be NaN where scores fall below the format's least
+        mask = mask.masked_fill((mask < 0).all(dim=-1, keepdim=True), 0.0)
         sizes = (int(self.arguments[name]) for name in ("batch_size", "q_length", "kv_length"))
         if mask.element_size() * prod(sizes) <= KEPT_MASK_BYTES:
             self._chunks[start, stop] = mask

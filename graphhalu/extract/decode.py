@@ -6,9 +6,9 @@ positions of a step, and a mask lets every beam see its own ancestors only. Noth
 is ever repeated or reordered.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from graphhalu.extract.capture import own_eager_attention
+from graphhalu.extract.forward import Replayed
 from graphhalu.models.attention import attention_implementation, is_on_interface
 
 DECODE_NAME: Final = "graphhalu_decode"
@@ -41,9 +42,12 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, : self.n_used] for buffer in self.buffers)
         return self.keys, self.values
 
-    def keep(self, questions: Int[Tensor, "kept"]) -> None:
-        """Drop the questions that are done."""
-        self._replace([buffer[questions.to(buffer.device)] for buffer in self.buffers], self.n_used)
+    def keep(self, questions: Sequence[int]) -> None:
+        """Drop the others; what has its place already is not copied."""
+        moved = [place for place, question in enumerate(questions) if place != question]
+        for buffer in self.buffers if moved else ():
+            buffer[moved, :, : self.n_used] = buffer[[questions[place] for place in moved], :, : self.n_used]
+        self._replace([buffer[: len(questions)] for buffer in self.buffers], self.n_used)
 
     def join(self, other: "GrowingLayer") -> None:
         """Add the sequences of another cache; the shorter ones are padded on the left."""
@@ -78,6 +82,41 @@ def _appended(buffer: Tensor, states: Tensor, start: int) -> Tensor:
     return buffer
 
 
+class PromptPass(NamedTuple):
+    """A prompt that has run, behind which answers are searched for and replayed.
+
+    Attributes:
+        result: What is kept of its rows, or why they failed.
+        keys_values: Keys and values of each layer, ``kv_head key channel``.
+        logits: After its last token.
+    """
+
+    result: Replayed
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    logits: Float[Tensor, "vocabulary"]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return self.keys_values[0][0].shape[1]
+
+
+def joined_cache(passes: Sequence[PromptPass]) -> Cache:
+    """The keys and values of several prompts, padded on the left, in a cache of their own."""
+    cache = Cache(layer_class_to_replicate=GrowingLayer)
+    for layer, of_prompts in enumerate(zip(*(each.keys_values for each in passes), strict=True)):
+        cache.update(*(_left_padded(states) for states in zip(*of_prompts, strict=True)), layer)
+    return cache
+
+
+def _left_padded(states: Sequence[Tensor]) -> Float[Tensor, "question kv_head key channel"]:
+    n_keys = max(each.shape[1] for each in states)
+    joined = states[0].new_zeros(len(states), states[0].shape[0], n_keys, states[0].shape[2])
+    for own, each in zip(joined, states, strict=True):
+        own[:, n_keys - each.shape[1] :] = each
+    return joined
+
+
 class Decoder:
     """A batch of questions whose beams take one step after another.
 
@@ -92,6 +131,9 @@ class Decoder:
         self.windows = tuple(sorted({w for w in layer_windows if w is not None}))
         self.has_full_layers = None in layer_windows
         self.n_beams = n_beams
+        config = model.config.get_text_config()
+        n_heads = getattr(config, "num_attention_heads", 1)
+        self.n_groups = max(1, n_heads // (getattr(config, "num_key_value_heads", None) or n_heads))
 
     def prefill(
         self, token_ids: Int[Tensor, "question token"], is_token: Bool[Tensor, "question token"]
@@ -101,18 +143,27 @@ class Decoder:
         Returns:
             Logits after the last prompt token.
         """
-        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
-        positions = (is_token.long().cumsum(1) - 1).clamp(min=0)
-        output = self._forward(token_ids, is_token.long(), positions, logits_to_keep=1)
+        self.begin(Cache(layer_class_to_replicate=GrowingLayer), is_token)
+        output = self._forward(token_ids, is_token.long(), self.positions.clamp(min=0), logits_to_keep=1)
+        return output.logits[:, -1]
+
+    def begin(self, cache: Cache, is_token: Bool[Tensor, "question token"]) -> None:
+        """Go on behind left-padded prompts.
+
+        Args:
+            cache: Their keys and values; those of the beams are added to it.
+            is_token: Which positions are tokens.
+        """
+        self.cache = cache
+        positions = is_token.long().cumsum(1) - 1
         self.positions = torch.where(is_token, positions, -1)
         self.next_position = positions[:, -1:] + 1
         self.is_visible = is_token[:, None].expand(-1, self.n_beams, -1)
-        return output.logits[:, -1]
 
     def step(
         self, parents: Int[Tensor, "question beam"], token_ids: Int[Tensor, "question beam"]
     ) -> Float[Tensor, "question beam vocabulary"]:
-        """Feed the newest token of every beam.
+        """Feed the newest token of every beam, inside :func:`decoding`.
 
         Args:
             parents: The beam that each beam continues.
@@ -128,11 +179,10 @@ class Decoder:
         positions = self.next_position.expand(-1, self.n_beams)
         self.positions = torch.cat([self.positions, positions], dim=1)
         self.next_position = self.next_position + 1
-        with decoding(self.model):
-            return self._forward(token_ids, self._masks(), positions).logits
+        return self._forward(token_ids, self._masks(), positions).logits
 
-    def keep(self, questions: Int[Tensor, "kept"]) -> None:
-        """Drop the questions that are done."""
+    def keep(self, questions: Sequence[int]) -> None:
+        """Drop the questions that are done; the others come in the order of ``questions``."""
         for layer in self.cache.layers:
             layer.keep(questions)
         self.positions = self.positions[questions]
@@ -156,7 +206,10 @@ class Decoder:
         self, is_visible: Bool[Tensor, "question beam key"]
     ) -> Float[Tensor, "question 1 beam key"]:
         dtype = self.model.dtype
-        return torch.where(is_visible, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+        mask = torch.where(is_visible, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+        # made once for all layers
+        mask.of_groups = mask.repeat(1, 1, self.n_groups, 1)  # type: ignore[attr-defined]
+        return mask
 
 
 @contextmanager
@@ -197,6 +250,9 @@ def decode_attention(
     n_questions, n_heads, n_beams, _ = query.shape
     n_groups = n_heads // key.shape[1]
     rows = query.reshape(n_questions, key.shape[1], n_groups * n_beams, -1)
-    mask, scale = attention_mask.repeat(1, 1, n_groups, 1), settings.get("scaling")
+    mask = getattr(attention_mask, "of_groups", None)
+    if mask is None or mask.shape[2] != rows.shape[2] or mask.device != rows.device:
+        mask = attention_mask.repeat(1, 1, n_groups, 1)
+    scale = settings.get("scaling")
     output = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
     return output.reshape(n_questions, n_heads, n_beams, -1).transpose(1, 2).contiguous(), None

@@ -17,18 +17,19 @@ import torch
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.provenance import provenance
-from graphhalu.datasets.prompts import DEFAULT_TEMPLATE
+from graphhalu.datasets.prompts import DEFAULT_TEMPLATE, EncodedPrompt
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.extract.ask import SelfQuestions
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.contrast import REPLAYED, Contrast
-from graphhalu.extract.decode import GROWTH
+from graphhalu.extract.decode import GROWTH, PromptPass
 from graphhalu.extract.forward import Replayed, TokenSequence
 from graphhalu.extract.generate import Answer, beam_search, sample_draws, shared_decoding_fault
 from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, trace_record
-from graphhalu.extract.replay import replay, replay_shared
+from graphhalu.extract.replay import Kept, prefill, replay, replay_behind
 from graphhalu.extract.settings import ExtractConfig, PromptSettings, trace_shape
+from graphhalu.models.attention import is_on_interface
 from graphhalu.models.check import load_checked
 from graphhalu.models.load import LoadedModel, batch_memory
 from graphhalu.traces.disk import estimate_bytes
@@ -48,10 +49,12 @@ all questions of the run."""
 _DTYPES: Final = ("float32", "bfloat16", "float16")
 REPLAY_TOKENS: Final = 2048
 """Tokens of one replay batch, padding included, unless a single sequence is longer."""
+BEHIND_TOKENS: Final = 4 * REPLAY_TOKENS
+"""Tokens of one batch of answers with their prompts, if these have run already."""
 SHARED_TOKENS: Final = 128
-"""Tokens of prompts that a prompt for itself must save to be worth a replay of its own."""
-
-
+"""Tokens of prompts that a prompt for itself must save to be worth a pass of its own."""
+PASS_BYTES: Final = 2 * 2**30
+"""Bytes of what is kept of prompts that have run, while their answers are searched for."""
 PART_BYTES: Final = 512 * 2**20
 """Uncompressed bytes at which a part is closed before it has all its traces."""
 
@@ -133,6 +136,17 @@ class Extraction:
                 traces += [(prompt, settings.max_new_tokens)] * (settings.keep_beams + settings.samples)
         return self._bytes(traces)
 
+    def groups(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+        """Prompts in their order, in groups whose passes can be kept until all of a group have answers."""
+        limit = batch_memory(self.loaded.model.device) // 4
+
+        def fits(group: list[Prompt]) -> bool:
+            n_cached = sum(each.length for each in group) * self._token_bytes
+            n_kept = self._bytes([(each, 0) for each in group], is_compressed=False)
+            return n_cached <= limit and n_kept <= PASS_BYTES
+
+        yield from grouped(prompts, fits) if self.search is not None else [list(prompts)]
+
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """Prompts with their answers, each as soon as they are found and in any order."""
         yield from (each for each in prompts if self.search is None or not each.length)
@@ -159,10 +173,31 @@ class Extraction:
     def _searched(self, batch: Sequence[Prompt]) -> Iterator[Prompt]:
         assert self.search is not None
         token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
-        samples = self._samples(batch, token_ids)
-        for index, beams in self.search.as_finished(token_ids):
-            answered = self._with_answers(batch[index], beams, samples[index])
+        passes: list[PromptPass] = []
+        if self._can_share:
+            passes = self._passes([_asked(prompt.encoded, self._row_start(prompt)) for prompt in batch])
+        samples = self._samples(batch, token_ids, passes)
+        for index, beams in self.search.as_finished(token_ids, passes):
+            ran = passes[index] if passes else None
+            answered = self._with_answers(replace(batch[index], ran=ran), beams, samples[index])
             yield answered if self.questions is None else self.questions.asked(answered)
+
+    def _passes(
+        self, prompts: Sequence[TokenSequence], arrays: tuple[str, ...] | None = None
+    ) -> list[PromptPass]:
+        """Run prompts, neighbours together; by default what the store keeps of them is recorded."""
+        settings = self._kept if arrays is None else Kept(self.shape, arrays)
+
+        def fits(group: list[TokenSequence]) -> bool:
+            return len(group) * max(each.length for each in group) <= REPLAY_TOKENS
+
+        groups = grouped(prompts, fits)
+        return [done for group in groups for done in prefill(self.loaded.model, group, settings)]
+
+    @property
+    def _kept(self) -> Kept:
+        """What the store keeps of a pass."""
+        return Kept(self.shape, self.arrays, self.config.capture.edge_mass)
 
     def size(self, answered: Prompt) -> int:
         """Bytes in memory of the traces of one question."""
@@ -200,22 +235,29 @@ class Extraction:
 
         They follow from the model and the size of the memory, and not from what is free of it.
         """
-        settings, model = self.config.generation, self.loaded.model
-        head_size = getattr(model.config.get_text_config(), "head_dim", None)
-        n_channels = self.shape.n_kv_heads * (head_size or self.shape.hidden_size // self.shape.n_heads)
-        # keys and values, with as much again for what a pass makes beside them
-        token_bytes = 4 * self.shape.n_layers * n_channels * model.dtype.itemsize
+        settings = self.config.generation
         # each beam or sample has positions of its own
         n_answer = settings.max_new_tokens * max(settings.num_beams, settings.samples) + GROWTH
-        limit = batch_memory(model.device)
+        limit = batch_memory(self.loaded.model.device)
 
         def fits(batch: list[Prompt]) -> bool:
-            needed = len(batch) * (batch[-1].length + n_answer) * token_bytes
+            # with as much again for what a pass makes beside them
+            needed = 2 * len(batch) * (batch[-1].length + n_answer) * self._token_bytes
             return len(batch) <= self.config.batch_size and needed <= limit
 
         return grouped(sorted(prompts, key=lambda prompt: prompt.length), fits)
 
-    def _samples(self, batch: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> list[list[Answer]]:
+    @cached_property
+    def _token_bytes(self) -> int:
+        """Bytes of the keys and values of one token."""
+        model = self.loaded.model
+        head_size = getattr(model.config.get_text_config(), "head_dim", None)
+        n_channels = self.shape.n_kv_heads * (head_size or self.shape.hidden_size // self.shape.n_heads)
+        return 2 * self.shape.n_layers * n_channels * model.dtype.itemsize
+
+    def _samples(
+        self, batch: Sequence[Prompt], token_ids: Sequence[Sequence[int]], passes: Sequence[PromptPass]
+    ) -> list[list[Answer]]:
         """Sampled answers of each prompt; none where none are asked for."""
         settings = self.config.generation
         if self.search is None or not settings.samples:
@@ -223,7 +265,7 @@ class Extraction:
         shape = (settings.samples, settings.max_new_tokens)
         ids = [prompt.question.question_id for prompt in batch]
         draws = sample_draws(ids, shape, seed=self.config.dataset.seed)
-        return self.search.sample(token_ids, draws, temperature=settings.temperature)
+        return self.search.sample(token_ids, draws, temperature=settings.temperature, passes=passes)
 
     def _with_answers(self, prompt: Prompt, beams: Sequence[Answer], samples: Sequence[Answer]) -> Prompt:
         kept = beams[: self.config.generation.keep_beams]
@@ -245,65 +287,67 @@ class Extraction:
 
     def _sequence(self, prompt: Prompt, answer: Answer) -> TokenSequence:
         """Prompt and answer as tokens."""
-        encoded, n_answer = prompt.encoded, len(answer.token_ids)
-        return TokenSequence(
-            token_ids=np.append(encoded.token_ids, answer.token_ids),
-            span_code=np.append(encoded.span_code, [Span.ANSWER] * n_answer),
-            prompt_length=prompt.length,
-            row_start=self._row_start(prompt),
-            option_ids=prompt.option_ids,
-        )
+        asked = _asked(prompt.encoded, self._row_start(prompt))
+        return replace(_answered(asked, answer), option_ids=prompt.option_ids)
 
     @cached_property
     def _can_share(self) -> bool:
-        """Whether answers to one prompt can be replayed behind it."""
-        return shared_decoding_fault(self.loaded.model, self.loaded.layer_windows) is None
+        """Whether answers can be searched for and replayed behind a prompt that has run."""
+        model = self.loaded.model
+        return is_on_interface(model) and shared_decoding_fault(model, self.loaded.layer_windows) is None
 
     def _replayed(self, answers: Sequence[tuple[Prompt, Answer]]) -> Iterator[tuple[TraceRecord, Replayed]]:
-        """Replay answers to one prompt behind it where that saves enough, all others together.
-
-        Groups are of rising length, and their padded size stays within ``REPLAY_TOKENS``.
-        """
+        """Replay answers behind their prompts where these have run or many share one, all others whole."""
         of_question: dict[str, list[tuple[Prompt, Answer]]] = {}
         for each in answers:
             of_question.setdefault(each[0].question.question_id, []).append(each)
         alone: list[tuple[Prompt, Answer]] = []
+        behind: list[list[tuple[Prompt, Answer]]] = []
         for group in of_question.values():
-            if (len(group) - 1) * group[0][0].length >= SHARED_TOKENS and self._can_share:
-                for part in self._sized(group, lambda each: len(each[1].token_ids)):
-                    yield from self._results(part, replay_shared)
+            prompt = group[0][0]
+            saved = (len(group) - 1) * prompt.length if self._can_share else 0
+            if prompt.ran is not None or saved >= SHARED_TOKENS:
+                behind.append(group)
             else:
                 alone += group
-        for part in self._sized(alone, lambda each: each[0].length + len(each[1].token_ids)):
-            yield from self._results(part, replay)
+        for part in _sized(alone, _n_tokens, REPLAY_TOKENS):
+            yield from self._results(part)
+        for groups in grouped(sorted(behind, key=_largest), lambda part: _padded_size(part) <= BEHIND_TOKENS):
+            for part in _sized(chain(*self._behind(groups)), _n_tokens, BEHIND_TOKENS):
+                yield from self._results(part)
 
-    def _sized(
-        self, items: Sequence[tuple[Prompt, Answer]], size: Callable[[tuple[Prompt, Answer]], int]
+    def _behind(
+        self, groups: Sequence[Sequence[tuple[Prompt, Answer]]]
     ) -> Iterator[list[tuple[Prompt, Answer]]]:
-        return grouped(sorted(items, key=size), lambda part: len(part) * size(part[-1]) <= REPLAY_TOKENS)
+        """Answers of some questions whose prompts have all run."""
+        left = [group[0][0] for group in groups if group[0][0].ran is None]
+        ran = self._passes([_asked(prompt.encoded, self._row_start(prompt)) for prompt in left])
+        new = {prompt.question.question_id: done for prompt, done in zip(left, ran, strict=True)}
+        for group in groups:
+            prompt = group[0][0]
+            prompt = replace(prompt, ran=prompt.ran or new[prompt.question.question_id])
+            yield [(prompt, answer) for _, answer in group]
 
-    def _results(
-        self, group: Sequence[tuple[Prompt, Answer]], run: Callable[..., list[Replayed]]
-    ) -> Iterator[tuple[TraceRecord, Replayed]]:
+    def _results(self, group: Sequence[tuple[Prompt, Answer]]) -> Iterator[tuple[TraceRecord, Replayed]]:
         """Replay one batch, in halves where memory runs out; with contrast, again without the contexts."""
         try:
-            found = list(self._run_once(group, run))
+            found = list(self._run_once(group))
         except torch.OutOfMemoryError as error:
             if len(group) == 1:
-                raise _too_large(group[0][0].length + len(group[0][1].token_ids), "answer") from error
+                raise _too_large(_n_tokens(group[0]), "answer") from error
             found = []
-        yield from found or chain(*(self._results(half, run) for half in _halves(group)))
+        yield from found or chain(*map(self._results, _halves(group)))
 
-    def _run_once(
-        self, group: Sequence[tuple[Prompt, Answer]], run: Callable[..., list[Replayed]]
-    ) -> Iterator[tuple[TraceRecord, Replayed]]:
+    def _run_once(self, group: Sequence[tuple[Prompt, Answer]]) -> Iterator[tuple[TraceRecord, Replayed]]:
         sequences = [self._sequence(*each) for each in group]
-        model, edge_mass = self.loaded.model, self.config.capture.edge_mass
-        results = run(model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass)
+        passes = [prompt.ran for prompt, _ in group if prompt.ran is not None]
+        if passes:
+            results = replay_behind(self.loaded.model, passes, sequences, self._kept)
+        else:
+            results = replay(self.loaded.model, sequences, self._kept)
         if self.contrast is not None:
             compared = [place for place, (prompt, _) in enumerate(group) if prompt.bare is not None]
-            bare = [self._bare_sequence(*group[place]) for place in compared]
-            again = run(model, bare, shape=self.shape, arrays=REPLAYED) if bare else []
+            again = self._without_context([group[place] for place in compared])
             without = dict(zip(compared, again, strict=True))
             results = [
                 self.contrast.compared(sequence, result, without.get(place))
@@ -312,16 +356,48 @@ class Extraction:
         for (prompt, answer), sequence, result in zip(group, sequences, results, strict=True):
             yield trace_record(prompt, answer, sequence, result), result
 
-    def _bare_sequence(self, prompt: Prompt, answer: Answer) -> TokenSequence:
-        """The prompt without its context, and the same answer."""
-        assert prompt.bare is not None
-        n_prompt, n_answer = len(prompt.bare.token_ids), len(answer.token_ids)
-        return TokenSequence(
-            token_ids=np.append(prompt.bare.token_ids, answer.token_ids),
-            span_code=np.append(prompt.bare.span_code, [Span.ANSWER] * n_answer),
-            prompt_length=n_prompt,
-            row_start=n_prompt - 1,
-        )
+    def _without_context(self, group: Sequence[tuple[Prompt, Answer]]) -> list[Replayed]:
+        """Replay answers behind the prompts without their contexts, each of which runs once."""
+        bare = {p.question.question_id: _asked(p.bare, len(p.bare.token_ids) - 1) for p, _ in group if p.bare}
+        sequences = [_answered(bare[prompt.question.question_id], answer) for prompt, answer in group]
+        kept = Kept(self.shape, REPLAYED)
+        if len(bare) == len(group) or not self._can_share:
+            return replay(self.loaded.model, sequences, kept) if group else []
+        passes = dict(zip(bare, self._passes(list(bare.values()), REPLAYED), strict=True))
+        behind = [passes[prompt.question.question_id] for prompt, _ in group]
+        return replay_behind(self.loaded.model, behind, sequences, kept)
+
+
+def _asked(encoded: EncodedPrompt, row_start: int) -> TokenSequence:
+    """A prompt alone."""
+    return TokenSequence(encoded.token_ids, encoded.span_code, len(encoded.token_ids), row_start)
+
+
+def _answered(asked: TokenSequence, answer: Answer) -> TokenSequence:
+    """A prompt with an answer behind it."""
+    codes = np.append(asked.span_code, [Span.ANSWER] * len(answer.token_ids))
+    return replace(asked, token_ids=np.append(asked.token_ids, answer.token_ids), span_code=codes)
+
+
+def _n_tokens(each: tuple[Prompt, Answer]) -> int:
+    """Tokens of prompt and answer."""
+    return each[0].length + len(each[1].token_ids)
+
+
+def _largest(group: Sequence[tuple[Prompt, Answer]]) -> int:
+    return max(map(_n_tokens, group))
+
+
+def _padded_size(groups: Sequence[Sequence[tuple[Prompt, Answer]]]) -> int:
+    """Tokens of all answers of some questions with their prompts, padded to the longest."""
+    return sum(map(len, groups)) * max(map(_largest, groups))
+
+
+def _sized(
+    items: Iterable[tuple[Prompt, Answer]], size: Callable[[tuple[Prompt, Answer]], int], limit: int
+) -> Iterator[list[tuple[Prompt, Answer]]]:
+    """Items of rising size in batches whose padded size stays within a limit."""
+    return grouped(sorted(items, key=size), lambda part: len(part) * size(part[-1]) <= limit)
 
 
 def _halves(items: Sequence[T]) -> list[Sequence[T]]:
@@ -473,20 +549,21 @@ def extract_batch(worker: Worker, batch: QuestionBatch) -> int:
     writer, extraction, (first, questions) = worker.writer, worker.extraction, batch
     writer.store.refresh()
     done = writer.store.done_question_ids()
-    found: dict[str, Prompt] = {}
-    for answered in extraction.generate([extraction.prompt(question) for question in questions]):
-        found[answered.question.question_id] = answered
-        worker.on_answered()
     names = [question.question_id for question in questions]
     n_new = 0
-    for block in part_blocks(extraction, [found[name] for name in names]):
-        left = [each for each in block if each.question.question_id not in done]
-        if not left:
-            continue
-        traces, failures = extraction.traces(left)
-        committed = [each.question.question_id for each in left]
-        writer.write_part(first + names.index(committed[0]), traces, committed, failures)
-        n_new += len(committed)
+    for group in extraction.groups([extraction.prompt(question) for question in questions]):
+        found: dict[str, Prompt] = {}
+        for answered in extraction.generate(group):
+            found[answered.question.question_id] = answered
+            worker.on_answered()
+        for block in part_blocks(extraction, [found[each.question.question_id] for each in group]):
+            left = [each for each in block if each.question.question_id not in done]
+            if not left:
+                continue
+            traces, failures = extraction.traces(left)
+            committed = [each.question.question_id for each in left]
+            writer.write_part(first + names.index(committed[0]), traces, committed, failures)
+            n_new += len(committed)
     return n_new
 
 

@@ -42,6 +42,7 @@ class TokenSequence:
         prompt_length: Tokens before the answer.
         row_start: First query row to keep; at most the row that predicts the first answer token.
         option_ids: For each option of a multiple choice, the tokens that stand for it.
+        padding: Positions of its batch before its first token.
     """
 
     token_ids: Int[np.ndarray, "token"]
@@ -49,6 +50,7 @@ class TokenSequence:
     prompt_length: int
     row_start: int = 0
     option_ids: tuple[tuple[int, ...], ...] = ()
+    padding: int = 0
 
     @property
     def length(self) -> int:
@@ -93,7 +95,7 @@ class DeferredPass:
         return None if states is None else list(states)
 
     def logits(self, start: int, stop: int) -> Float[Tensor, "trace row vocabulary"]:
-        """The logits of rows ``start … stop - 1``."""
+        """The logits of the batch's positions ``start … stop - 1``."""
         rows = slice(start - self.first, stop - self.first)  # of no device, where a model has several
         if self._body is None:
             return self._logits[:, rows]
@@ -165,16 +167,18 @@ def read_likelihood(done: DeferredPass, sequences: Sequence[TokenSequence]) -> l
     """
     found = [np.full((3, sequence.length), np.nan, dtype=np.float32) for sequence in sequences]
     options: list[tuple[float, ...]] = [() for _ in sequences]
-    start = min(sequence.row_start for sequence in sequences)
-    stop = max(sequence.length for sequence in sequences) - 1
+    start = min(sequence.padding + sequence.row_start for sequence in sequences)
+    stop = max(sequence.padding + sequence.length for sequence in sequences) - 1
     n_rows = least = max(1, LOGIT_ROWS // len(sequences))
     while start < stop:
         logits = done.logits(start, min(start + n_rows, stop))
         for index, sequence in enumerate(sequences):
-            first, last = max(start, sequence.row_start), min(start + logits.shape[1], sequence.length - 1)
+            begin = start - sequence.padding
+            first = max(begin, sequence.row_start)
+            last = min(begin + logits.shape[1], sequence.length - 1)
             if first >= last:
                 continue
-            own = logits[index, first - start : last - start]
+            own = logits[index, first - begin : last - begin]
             next_ids = torch.from_numpy(sequence.token_ids[first + 1 : last + 1].astype(np.int64))
             statistics = token_statistics(own, next_ids.to(logits.device))
             found[index][:, first + 1 : last + 1] = statistics.cpu().numpy()

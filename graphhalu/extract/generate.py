@@ -10,14 +10,16 @@ question is done when no running beam can beat its worst candidate any more.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from graphhalu.extract.decode import Decoder
+from graphhalu.extract.decode import Decoder, PromptPass, decoding, joined_cache
 from graphhalu.models.load import LoadedModel, left_padded
 
 _AGREEMENT: Final = 1e-3
@@ -25,6 +27,12 @@ _AGREEMENT: Final = 1e-3
 
 _IMPOSSIBLE: Final = -1.0e9
 """Score of a beam that does not exist."""
+
+_WIDEST: Final = 64
+"""Continuations up to which one search for the likeliest of all is faster than two for fewer."""
+
+_Top = tuple[Tensor, Tensor]
+"""Scores and places, ``question beam`` each."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Beams:
         is_open = torch.ones(n_questions, dtype=torch.bool, device=device)
         return cls(tokens, running_scores, tokens.clone(), scores, flags.long(), flags, is_open)
 
-    def select(self, questions: Int[Tensor, "kept"]) -> "Beams":
+    def select(self, questions: Sequence[int]) -> "Beams":
         """The beams of some of the questions."""
         return Beams(*(getattr(self, name)[questions] for name in self.__dataclass_fields__))
 
@@ -94,7 +102,7 @@ class Beams:
         self,
         step: int,
         log_probabilities: Float[Tensor, "question beam vocabulary"],
-        is_stop: Bool[Tensor, "vocabulary"],
+        stops: Int[Tensor, "stop"],
     ) -> Int[Tensor, "question beam"]:
         """Extend every running beam by one token; close questions that no running beam can improve.
 
@@ -104,26 +112,29 @@ class Beams:
         Args:
             step: Tokens that the running beams have so far.
             log_probabilities: Of each token after each running beam.
-            is_stop: Which tokens end an answer.
+            stops: The tokens that end an answer.
 
         Returns:
             For each running beam the beam that it continues.
         """
-        n_beams, n_tokens = log_probabilities.shape[1:]
-        total = (self.running_scores[:, :, None] + log_probabilities).flatten(1)
-        scores, places = _top_continuations(total, n_beams, is_stop)
-        parents, tokens = places // n_tokens, places % n_tokens
-        extended = self.running_tokens.take_along_dim(parents[:, :, None], dim=1)
-        extended[:, :, step] = tokens
-        is_last = step + 1 == extended.shape[2]
-        ends = is_stop[tokens]
-        self._collect(step, scores[:, :n_beams], extended[:, :n_beams], ends[:, :n_beams], is_last)
-        kept = (scores + ends * _IMPOSSIBLE).topk(n_beams, dim=1).indices
-        self.running_scores = (scores + ends * _IMPOSSIBLE).gather(1, kept)
-        self.running_tokens = extended.take_along_dim(kept[:, :, None], dim=1)
+        n_tokens, is_last = log_probabilities.shape[2], step + 1 == self.running_tokens.shape[2]
+        (best, places), (scores, going_on) = _continuations(
+            self.running_scores[:, :, None] + log_probabilities, stops
+        )
+        ends = (places[..., None] % n_tokens == stops).any(-1)
+        self._collect(step, best, self._extended(step, places, n_tokens), ends, is_last)
+        self.running_tokens, self.running_scores = self._extended(step, going_on, n_tokens), scores
         best_running = self.running_scores[:, 0] / (step + 1)
         self.is_open &= (best_running > self.final_scores.min(1).values) & (not is_last)
-        return parents.gather(1, kept)
+        return going_on // n_tokens
+
+    def _extended(
+        self, step: int, places: Int[Tensor, "question beam"], n_tokens: int
+    ) -> Int[Tensor, "question beam step"]:
+        """The tokens of continuations, each a running beam and a token."""
+        extended = self.running_tokens.take_along_dim((places // n_tokens)[:, :, None], dim=1)
+        extended[:, :, step] = places % n_tokens
+        return extended
 
     def candidates(self, question: int) -> list[Answer]:
         """The final beams of one question, best first, without their end marks."""
@@ -158,17 +169,25 @@ class Beams:
         self.is_final_stopped = torch.cat([self.is_final_stopped, ends], dim=1).gather(1, best)
 
 
-def _top_continuations(
-    total: Float[Tensor, "question continuation"], n_beams: int, is_stop: Bool[Tensor, "vocabulary"]
-) -> tuple[Float[Tensor, "question place"], Int[Tensor, "question place"]]:
-    """The likeliest continuations: enough that ``n_beams`` of them do not end the answer."""
-    n_wanted = min(2 * n_beams, total.shape[1])
-    while True:
-        scores, places = total.topk(n_wanted, dim=1)
-        n_going_on = (~is_stop[places % len(is_stop)]).sum(1).min()
-        if n_going_on >= n_beams or n_wanted == total.shape[1]:
-            return scores, places
-        n_wanted = min(2 * n_wanted, total.shape[1])
+def _continuations(
+    total: Float[Tensor, "question beam vocabulary"], stops: Int[Tensor, "stop"]
+) -> tuple[_Top, _Top]:
+    """The likeliest continuations, as many as there are beams: of all, and of those that do not end.
+
+    Each has its scores and its places in ``beam x vocabulary``. Nothing waits for the device here.
+    """
+    n_beams, flat = total.shape[1], total.flatten(1)
+    # so many hold enough that do not end, whichever the others are
+    n_wanted = n_beams * (1 + len(stops))
+    if n_wanted > _WIDEST:
+        best = flat.topk(n_beams, dim=1)
+        going_on = total.index_fill(2, stops, _IMPOSSIBLE).flatten(1).topk(n_beams, dim=1)
+        return (best.values, best.indices), (going_on.values, going_on.indices)
+    scores, places = flat.topk(min(n_wanted, flat.shape[1]), dim=1)
+    ends = (places[..., None] % total.shape[2] == stops).any(-1)
+    going_on = (scores + ends * _IMPOSSIBLE).topk(n_beams, dim=1)
+    kept = (going_on.values, places.gather(1, going_on.indices))
+    return (scores[:, :n_beams], places[:, :n_beams]), kept
 
 
 @dataclass
@@ -202,35 +221,40 @@ class BeamSearch:
         return [found[index] for index in range(len(prompts))]
 
     @torch.inference_mode()
-    def as_finished(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Answer]]]:
+    def as_finished(
+        self, prompts: Sequence[Sequence[int]], passes: Sequence[PromptPass] = ()
+    ) -> Iterator[tuple[int, list[Answer]]]:
         """Index and final beams, best first, of each prompt as soon as its search ends.
 
         Args:
             prompts: Token ids of each prompt.
+            passes: The prompts where they have run already; all or none.
         """
-        device = next(self.model.parameters()).device
-        token_ids, is_token = left_padded(prompts, device)
         if self.fallback_reason is not None:
-            yield from enumerate(_plain_generate(self, token_ids, is_token))
+            device = next(self.model.parameters()).device
+            yield from enumerate(_plain_generate(self, *left_padded(prompts, device)))
             return
-        decoder = Decoder(self.model, self.layer_windows, self.n_beams)
-        logits = decoder.prefill(token_ids, is_token)[:, None].expand(-1, self.n_beams, -1)
-        is_stop = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
-        is_stop[list(self.stop_ids)] = True
-        beams = Beams.start(len(token_ids), self.n_beams, self.max_new_tokens, device)
-        questions = list(range(len(token_ids)))
-        for step in range(self.max_new_tokens):
-            parents = beams.advance(step, torch.log_softmax(logits.float(), dim=-1), is_stop)
-            still_open = beams.is_open.nonzero()[:, 0]
-            if len(still_open) < len(questions):
-                for place in (~beams.is_open).nonzero()[:, 0].tolist():
-                    yield questions[place], beams.candidates(place)
-                questions = [questions[place] for place in still_open.tolist()]
-                if not questions:
-                    return
-                decoder.keep(still_open)
-                beams, parents = beams.select(still_open), parents[still_open]
-            logits = decoder.step(parents, beams.running_tokens[:, :, step])
+        decoder, logits = self._started(prompts, passes, self.n_beams)
+        stops = torch.tensor(self.stop_ids, dtype=torch.long, device=logits.device)
+        beams = Beams.start(len(prompts), self.n_beams, self.max_new_tokens, logits.device)
+        questions = list(range(len(prompts)))
+        with ExitStack() as steps:
+            for step in range(self.max_new_tokens):
+                parents = beams.advance(step, torch.log_softmax(logits.float(), dim=-1), stops)
+                is_open = beams.is_open.tolist()  # the one wait for the device in a step
+                if not all(is_open):
+                    steps.close()  # whoever takes an answer may use the model
+                    for place in np.flatnonzero(~np.array(is_open)).tolist():
+                        yield questions[place], beams.candidates(place)
+                    kept = _closed_up(is_open)
+                    questions = [questions[place] for place in kept]
+                    if not questions:
+                        return
+                    decoder.keep(kept)
+                    beams, parents = beams.select(kept), parents[kept]
+                if not step or not all(is_open):
+                    steps.enter_context(decoding(self.model))
+                logits = decoder.step(parents, beams.running_tokens[:, :, step])
 
     @torch.inference_mode()
     def sample(
@@ -239,6 +263,7 @@ class BeamSearch:
         draws: Float64[Tensor, "question sample step"],
         *,
         temperature: float = 1.0,
+        passes: Sequence[PromptPass] = (),
     ) -> list[list[Answer]]:
         """Sampled answers of every prompt.
 
@@ -247,15 +272,15 @@ class BeamSearch:
             draws: A number in [0, 1) for each token: it takes the first whose cumulated probability is
                 above it, so that an answer depends on its own draws alone.
             temperature: Divides the logits.
+            passes: The prompts where they have run already; all or none.
 
         Returns:
             Answers by prompt and sample, without tokens where the end mark came first. Their score is the
             mean log-probability (nat) of their tokens, end mark included, at temperature 1.
         """
-        device = next(self.model.parameters()).device
         n_questions, n_samples, n_steps = draws.shape
-        decoder = Decoder(self.model, self.layer_windows, n_samples)
-        logits = decoder.prefill(*left_padded(prompts, device))[:, None].expand(-1, n_samples, -1)
+        decoder, logits = self._started(prompts, passes, n_samples)
+        device = logits.device
         own = torch.arange(n_samples, device=device).expand(n_questions, -1)
         stops, draws = torch.tensor(self.stop_ids, device=device), draws.to(device)
         tokens = torch.zeros(n_questions, n_samples, n_steps, dtype=torch.long, device=device)
@@ -270,13 +295,14 @@ class BeamSearch:
             scores[active] += log_p * is_open[active]
             lengths[active] += is_open[active]
             is_open[active] &= ~torch.isin(chosen, stops)
-            kept = is_open[active].any(dim=1).nonzero()[:, 0]
-            if not len(kept) or step + 1 == n_steps:
+            kept = _closed_up(is_open[active].any(dim=1).tolist())
+            if not kept or step + 1 == n_steps:
                 break
             if len(kept) < len(active):  # questions whose samples have all ended leave
                 decoder.keep(kept)
                 active, chosen = active[kept], chosen[kept]
-            logits = decoder.step(own[: len(active)], chosen)
+            with decoding(self.model):
+                logits = decoder.step(own[: len(active)], chosen)
         return [
             [
                 replace(_until_stop(row[:length], self.stop_ids, score / length), is_sample=True)
@@ -284,6 +310,26 @@ class BeamSearch:
             ]
             for of_question in zip(tokens.tolist(), lengths.tolist(), scores.tolist(), strict=True)
         ]
+
+    def _started(
+        self, prompts: Sequence[Sequence[int]], passes: Sequence[PromptPass], n_beams: int
+    ) -> tuple[Decoder, Float[Tensor, "question beam vocabulary"]]:
+        """A decoder behind the prompts, and the logits after each of them."""
+        token_ids, is_token = left_padded(prompts, next(self.model.parameters()).device)
+        decoder = Decoder(self.model, self.layer_windows, n_beams)
+        if passes:
+            decoder.begin(joined_cache(passes), is_token)
+            logits = torch.stack([each.logits for each in passes])
+        else:
+            logits = decoder.prefill(token_ids, is_token)
+        return decoder, logits[:, None].expand(-1, n_beams, -1)
+
+
+def _closed_up(is_kept: Sequence[bool]) -> list[int]:
+    """The places that stay; the last ones fill the gaps, so that little of a cache is moved."""
+    n_kept = sum(is_kept)
+    behind = iter([place for place, kept in enumerate(is_kept) if kept and place >= n_kept])
+    return [place if is_kept[place] else next(behind) for place in range(n_kept)]
 
 
 def sample_draws(
@@ -344,9 +390,10 @@ def _shared_logits(
     decoder = Decoder(model, layer_windows, n_beams=2)
     decoder.prefill(tokens[:, :-2], torch.ones_like(tokens[:, :-2], dtype=torch.bool))
     first = torch.stack([tokens[:, 0], tokens[:, -2]], dim=1)
-    decoder.step(torch.zeros_like(first), first)
     second = torch.stack([tokens[:, -1], tokens[:, 0]], dim=1)
-    return decoder.step(torch.tensor([[1, 0]], device=tokens.device), second)[0, 0].float()
+    with decoding(model):
+        decoder.step(torch.zeros_like(first), first)
+        return decoder.step(torch.tensor([[1, 0]], device=tokens.device), second)[0, 0].float()
 
 
 def _plain_generate(

@@ -330,7 +330,7 @@ class LiveBatch:
         if not self.answers:
             self.clear()
             return
-        kept = torch.tensor(is_kept, device=self.device).nonzero()[:, 0]
+        kept = [place for place, stays in enumerate(is_kept) if stays]
         n_padding = int(self._is_token[kept].long().argmax(1).min())
         for layer in self._cache.layers:
             layer.keep(kept)

@@ -12,6 +12,7 @@ from graphhalu.core.errors import DataFileError, GraphhaluError, UsageError
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt, letter_spellings
 from graphhalu.datasets.prompts import Prompt as RenderedPrompt
 from graphhalu.datasets.question import Question
+from graphhalu.extract.decode import PromptPass
 from graphhalu.extract.forward import Replayed, TokenSequence
 from graphhalu.extract.generate import Answer
 from graphhalu.extract.settings import ExtractConfig
@@ -40,6 +41,7 @@ class Prompt:
         answers: Answers of the data set to replay, or those that the model gave.
         failures: Why the question, or some of its answers, cannot be done.
         bare: Its tokens without the context; ``None`` if there is none, or nothing is compared with it.
+        ran: The pass behind which its answers were found; they are replayed behind it too.
     """
 
     question: Question
@@ -49,6 +51,7 @@ class Prompt:
     answers: tuple[Answer, ...] = ()
     failures: tuple[str, ...] = ()
     bare: EncodedPrompt | None = None
+    ran: PromptPass | None = None
 
     @property
     def length(self) -> int:

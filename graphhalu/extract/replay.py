@@ -3,6 +3,8 @@
 During generation with a cache the last step holds one query row only, and beams are reordered
 under way; the pass over the final sequence has every row of the final answer. Sequences of a
 batch are padded on the right: causal rows never see the padding, and it is cut off afterwards.
+A prompt that is run alone, before its answers, ends where the others of its batch do, and is padded
+on the left.
 
 Every chunk of attention rows (in float32) that passes by is reduced at once, and what is kept of a
 whole batch lies padded in main memory, in the stored number format; afterwards the arrays of one
@@ -16,14 +18,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Integer, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
 from graphhalu.core.axes import N_SPANS, RowRange
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.decode import GrowingLayer
+from graphhalu.extract.decode import GrowingLayer, PromptPass, joined_cache
 from graphhalu.extract.forward import (
     STATISTICS,
     DeferredPass,
@@ -38,6 +39,7 @@ from graphhalu.traces.schema import ARRAYS, FIXED_STEPS, N_SINK_KEYS, RAGGED_AXE
 
 _TINY: Final = torch.finfo(torch.float32).tiny
 _PACKED: Final = ("attention", "attention_fixed")
+_KEY_POSITIONS: Final = {"argmax_key", "edge_key"}
 
 
 Chunk = Float[Tensor, "trace head row key"]
@@ -64,10 +66,14 @@ def _argmax_key(_recorder: "AttentionRecorder", _row_start: int, weights: Chunk)
     return (weights.argmax(-1),)
 
 
-def _sink_keys(_recorder: "AttentionRecorder", _row_start: int, weights: Chunk) -> tuple[Tensor]:
+def _sink_keys(recorder: "AttentionRecorder", _row_start: int, weights: Chunk) -> tuple[Tensor]:
     """Attention of a row to each of the first tokens; zeros beyond the end of a short sequence."""
-    first = weights[..., :N_SINK_KEYS]
-    return (nn.functional.pad(first, (0, N_SINK_KEYS - first.shape[-1])),)
+    kept = [
+        row[..., each.padding : each.padding + N_SINK_KEYS]
+        for row, each in zip(weights, recorder.sequences, strict=True)
+    ]
+    pad = nn.functional.pad
+    return (torch.stack([pad(first, (0, N_SINK_KEYS - first.shape[-1])) for first in kept]),)
 
 
 def _edges(
@@ -113,7 +119,7 @@ class AttentionRecorder:
 
     Args:
         sequences: Prompt and answer of each trace, and the first query row that is kept of it;
-            they are padded on the right to a common length.
+            they are padded on the right to a common length, behind the padding of their own.
         shape: Which layers are kept.
         arrays: Names of the arrays to keep; those that do not come from attention are passed over.
         device: Where the model is.
@@ -131,8 +137,8 @@ class AttentionRecorder:
     ) -> None:
         self.sequences, self.shape, self.device, self.edge_mass = tuple(sequences), shape, device, edge_mass
         # from the first row that any sequence keeps to the last token of the longest
-        first = min(sequence.row_start for sequence in sequences)
-        self.span_of_rows = RowRange(first, max(sequence.length for sequence in sequences))
+        first = min(each.padding + each.row_start for each in sequences)
+        self.span_of_rows = RowRange(first, max(each.padding + each.length for each in sequences))
         n_rows = self.span_of_rows.stop - first
         self._reductions = {n: reduce for n, reduce in _REDUCTIONS.items() if {*n} & {*arrays}}
         per_row = [name for names in self._reductions for name in names]
@@ -146,14 +152,13 @@ class AttentionRecorder:
 
     @cached_property
     def token_ids(self) -> Int[Tensor, "trace token"]:
-        """Vocabulary indices, padded on the right."""
+        """Vocabulary indices."""
         return self._padded([sequence.token_ids for sequence in self.sequences])
 
     @cached_property
     def is_token(self) -> Bool[Tensor, "trace token"]:
         """Which positions are tokens and not padding."""
-        lengths = torch.tensor([each.length for each in self.sequences], device=self.device)
-        return torch.arange(self.span_of_rows.stop, device=self.device) < lengths[:, None]
+        return self._padded([np.ones_like(each.token_ids) for each in self.sequences]).bool()
 
     @cached_property
     def is_span(self) -> Float[Tensor, "trace 1 token span"]:
@@ -164,13 +169,19 @@ class AttentionRecorder:
     @cached_property
     def is_kept_row(self) -> Float[Tensor, "trace token"]:
         """1 for each row that its sequence keeps, 0 for others and for padding."""
-        rows = torch.arange(self.span_of_rows.stop, device=self.device)
-        starts = torch.tensor([each.row_start for each in self.sequences], device=self.device)
-        return (self.is_token & (rows >= starts[:, None])).float()
+        is_kept = [np.arange(each.length) >= each.row_start for each in self.sequences]
+        return self._padded(is_kept).float()
 
-    def _padded(self, values: list[Integer[np.ndarray, "_"]]) -> Int[Tensor, "trace token"]:
-        tensors = [torch.from_numpy(each.astype(np.int64)) for each in values]
-        return pad_sequence(tensors, batch_first=True).to(self.device)
+    @cached_property
+    def positions(self) -> Int[Tensor, "trace token"]:
+        """Place of each token in its sequence."""
+        return (self.is_token.long().cumsum(1) - 1).clamp(min=0)
+
+    def _padded(self, values: list[Shaped[np.ndarray, "_"]]) -> Int[Tensor, "trace token"]:
+        padded = np.zeros((len(values), self.span_of_rows.stop), dtype=np.int64)
+        for own, each, sequence in zip(padded, values, self.sequences, strict=True):
+            own[sequence.padding : sequence.padding + len(each)] = each
+        return torch.from_numpy(padded).to(self.device)
 
     def wanted_rows(self, layer: int) -> RowRange | None:
         """The rows from the first that any sequence keeps, of the layers that are kept."""
@@ -222,14 +233,16 @@ class AttentionRecorder:
 
     def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
         """Every recorded array of one trace, without padding."""
-        sequence, first = self.sequences[index], self.span_of_rows.start
-        rows = slice(sequence.row_start - first, sequence.length - first)
+        sequence = self.sequences[index]
+        keys = slice(sequence.padding, sequence.padding + sequence.length)
+        first = sequence.padding - self.span_of_rows.start
+        rows = slice(first + sequence.row_start, first + sequence.length)
         cut = {name: kept[:, index, :, rows] for name, kept in self._rows.items()}
-        cut |= {name: kept[:, index, :, : sequence.length] for name, kept in self._keys.items()}
-        return {
-            **{name: np.ascontiguousarray(values.numpy()) for name, values in cut.items()},
-            **{name: packed[index] for name, packed in self._packed.items()},
-        }
+        cut |= {name: kept[:, index, :, keys] for name, kept in self._keys.items()}
+        arrays = {name: np.ascontiguousarray(values.numpy()) for name, values in cut.items()}
+        for name in _KEY_POSITIONS & arrays.keys() if sequence.padding else ():
+            arrays[name] = np.where(arrays[name] >= 0, arrays[name] - sequence.padding, -1)
+        return arrays | {name: packed[index] for name, packed in self._packed.items()}
 
     @property
     def _keeps_rows(self) -> bool:
@@ -259,36 +272,47 @@ class AttentionRecorder:
     ) -> None:
         """Put the causal rows of every trace one after another; rows of padding are dropped."""
         for index, sequence in enumerate(self.sequences):
-            start = max(row_start, sequence.row_start)
+            chunk = row_start - sequence.padding
+            start = max(chunk, sequence.row_start)
             begin = n_pairs(start) - n_pairs(sequence.row_start)
+            own = stored[index, :, :, sequence.padding :]
             # one copy a row takes a seventh of the time of an index for each entry
-            for row in range(start, min(row_start + stored.shape[2], sequence.length)):
-                own = stored[index, :, row - row_start, : row + 1]
-                packed[index][:, begin : begin + row + 1] = own
+            for row in range(start, min(chunk + stored.shape[2], sequence.length)):
+                packed[index][:, begin : begin + row + 1] = own[:, row - chunk, : row + 1]
                 begin += row + 1
 
     def _note_bad_rows(self, layer: int, row_start: int, weights: Chunk) -> None:
         if bool(torch.isfinite(weights.sum())):
             return
         for index, sequence in enumerate(self.sequences):
-            rows = weights[index, :, : max(0, sequence.length - row_start)]
+            first, stop = sequence.padding - row_start, sequence.padding + sequence.length - row_start
+            rows = weights[index, :, max(0, first) : max(0, stop)]
             if not bool(torch.isfinite(rows).all()):
                 self._bad_layers.setdefault(index, layer)
 
 
 class Kept(NamedTuple):
-    """What is kept of a pass; see :func:`replay`."""
+    """What is kept of a pass.
+
+    Attributes:
+        shape: Which layers and hidden states.
+        arrays: Names of the arrays.
+        edge_mass: Share of a row after which no more of its edges are kept.
+        row_chunk: Query rows whose attention exists at a time; by default as many as fit a few
+            megabytes.
+    """
 
     shape: TraceShape
     arrays: tuple[str, ...]
-    edge_mass: float | None
+    edge_mass: float | None = None
+    row_chunk: int | None = None
 
 
 class Prefix(NamedTuple):
     """Tokens that have run already.
 
     Attributes:
-        length: How many.
+        length: How many positions of the batch.
         cache: Their keys and values; those of further tokens are added to it.
     """
 
@@ -306,77 +330,78 @@ def _stored(weights: Chunk, name: str) -> Shaped[np.ndarray, "trace head row key
 
 
 @torch.inference_mode()
-def replay(
-    model: Any,
-    sequences: Sequence[TokenSequence],
-    *,
-    shape: TraceShape,
-    arrays: tuple[str, ...],
-    row_chunk: int | None = None,
-    edge_mass: float | None = None,
-) -> list[Replayed]:
-    """Run the sequences through the model once and keep ``arrays`` of each.
+def replay(model: Any, sequences: Sequence[TokenSequence], kept: Kept) -> list[Replayed]:
+    """Run the sequences through the model once.
 
     Args:
         model: A causal language model.
         sequences: One batch; its longest sequence sets the width.
-        shape: Which layers and hidden states to keep.
-        arrays: Names of the arrays to keep.
-        row_chunk: Query rows whose attention exists at a time; by default as many as fit a few
-            megabytes.
-        edge_mass: Share of a row after which no more of its edges are kept.
+        kept: What is kept of each.
 
     Returns:
         One result a sequence, in order. A sequence on which the model gives NaN or infinity
         has a failure that names the first such layer, and the others are not touched by it.
     """
-    kept = Kept(shape, arrays, edge_mass)
-    return _recorded(model, sequences, kept, row_chunk=row_chunk)[1]
+    return _recorded(model, sequences, kept)[1]
 
 
 @torch.inference_mode()
-def replay_shared(
-    model: Any,
-    sequences: Sequence[TokenSequence],
-    *,
-    shape: TraceShape,
-    arrays: tuple[str, ...],
-    row_chunk: int | None = None,
-    edge_mass: float | None = None,
-) -> list[Replayed]:
-    """As :func:`replay`, for answers to one prompt: it runs once, and then the answers behind it.
+def prefill(model: Any, prompts: Sequence[TokenSequence], kept: Kept) -> list[PromptPass]:
+    """Run prompts once for all that comes behind them: the search of their answers, and the replay.
 
     Args:
         model: A causal language model whose decoding can be shared
             (:func:`graphhalu.extract.generate.shared_decoding_fault`).
-        sequences: Answers to one prompt; their prompts are the same tokens.
-        shape: As of :func:`replay`, like everything that follows.
-        arrays: As there.
-        row_chunk: As there.
-        edge_mass: As there.
+        prompts: One batch, without answers.
+        kept: What is kept of each.
+
+    Returns:
+        One pass a prompt, in order.
     """
-    prompt, *_ = sequences
-    length, kept = prompt.prompt_length, Kept(shape, arrays, edge_mass)
-    ids, codes = prompt.token_ids[:length], prompt.span_code[:length]
-    alone = replace(prompt, token_ids=ids, span_code=codes, option_ids=())
+    width = max(each.length for each in prompts)
+    padded = [replace(each, option_ids=(), padding=width - each.length) for each in prompts]
     cache = Cache(layer_class_to_replicate=GrowingLayer)
-    done, (shared,) = _recorded(model, [alone], kept, row_chunk=row_chunk, behind=Prefix(0, cache))
-    if shared.failure is not None:
-        return [shared] * len(sequences)
-    last = done.logits(length - 1, length)[0]
-    first_ids = torch.tensor([each.token_ids[length] for each in sequences], device=last.device)
-    first = token_statistics(last.expand(len(sequences), -1), first_ids).cpu().numpy()
-    options = option_logprobs(last[0], prompt.option_ids) if prompt.option_ids else ()
-    for layer in cache.layers:
-        layer.keep(torch.zeros(len(sequences), dtype=torch.long, device=last.device))
-    tails = [replace(each, row_start=length) for each in sequences]
-    _, results = _recorded(model, tails, kept, row_chunk=row_chunk, behind=Prefix(length, cache))
+    done, results = _recorded(model, padded, kept, Prefix(0, cache))
+    logits = done.logits(width - 1, width)[:, 0]
     return [
-        each
-        if each.failure is not None
-        else Replayed(_joined(shared.arrays, each.arrays, statistics), None, options)
-        for each, statistics in zip(results, first.T, strict=True)
+        PromptPass(
+            result,
+            tuple((layer.keys[index, :, start:], layer.values[index, :, start:]) for layer in cache.layers),
+            logits[index],
+        )
+        for index, (result, start) in enumerate(zip(results, (p.padding for p in padded), strict=True))
     ]
+
+
+@torch.inference_mode()
+def replay_behind(
+    model: Any, passes: Sequence[PromptPass], sequences: Sequence[TokenSequence], kept: Kept
+) -> list[Replayed]:
+    """As :func:`replay`, for answers whose prompts have run: only their own tokens do.
+
+    Args:
+        model: As of :func:`prefill`.
+        passes: The pass of each sequence's prompt, of which the same is kept.
+        sequences: Prompts with answers.
+        kept: What is kept of each.
+    """
+    width = max(each.prompt_length for each in sequences)
+    tails = [
+        replace(each, row_start=each.prompt_length, padding=width - each.prompt_length) for each in sequences
+    ]
+    _, results = _recorded(model, tails, kept, Prefix(width, joined_cache(passes)))
+    logits = torch.stack([each.logits for each in passes])
+    first_ids = torch.tensor([each.token_ids[each.prompt_length] for each in sequences], device=logits.device)
+    first = token_statistics(logits, first_ids).cpu().numpy().T
+    found = []
+    for done, sequence, result, statistics in zip(passes, sequences, results, first, strict=True):
+        failure = done.result.failure or result.failure
+        if failure is not None:
+            found.append(Replayed({}, failure))
+            continue
+        options = option_logprobs(done.logits, sequence.option_ids) if sequence.option_ids else ()
+        found.append(Replayed(_joined(done.result.arrays, result.arrays, statistics), None, options))
+    return found
 
 
 def _joined(
@@ -401,12 +426,7 @@ def _joined(
 
 
 def _recorded(
-    model: Any,
-    sequences: Sequence[TokenSequence],
-    kept: "Kept",
-    *,
-    row_chunk: int | None,
-    behind: "Prefix | None" = None,
+    model: Any, sequences: Sequence[TokenSequence], kept: Kept, behind: Prefix | None = None
 ) -> tuple[DeferredPass, list[Replayed]]:
     """A pass over the tokens behind a prefix, or over all."""
     first = 0 if behind is None else behind.length
@@ -416,15 +436,14 @@ def _recorded(
     keeps_hidden = not {"hidden", "hidden_rows"}.isdisjoint(arrays)
     # found by a pass of its own, whose attention must not be recorded
     body = body_below_head(model)
-    positions = torch.arange(first, recorder.span_of_rows.stop, device=device)
-    with capturing(model, recorder, row_chunk=row_chunk):
+    with capturing(model, recorder, row_chunk=kept.row_chunk):
         done = DeferredPass(
             model,
             body,
             first,
             input_ids=recorder.token_ids[:, first:],
             attention_mask=recorder.is_token.long(),
-            position_ids=positions.expand(len(sequences), -1),
+            position_ids=recorder.positions[:, first:],
             output_hidden_states=list(shape.hidden_layers) if keeps_hidden else False,
             use_cache=behind is not None,
             **({} if behind is None else {"past_key_values": behind.cache}),
@@ -477,7 +496,8 @@ def _hidden_arrays(
         return kept, bad_layers
     n_layers, n_features = len(shape.hidden_layers), shape.hidden_size
     for own, sequence in zip(kept, sequences, strict=True):
-        for name, start in (("hidden", first), ("hidden_rows", sequence.row_start)):
+        starts = {"hidden": max(0, first - sequence.padding), "hidden_rows": sequence.row_start}
+        for name, start in starts.items():
             if name in arrays:
                 n_tokens = sequence.length - start
                 own[name] = np.empty((n_layers, n_tokens, n_features), dtype=np.uint16)
@@ -486,7 +506,7 @@ def _hidden_arrays(
         assert state is not None, f"the model gave no hidden states of layer {layer}"
         for index, sequence in enumerate(sequences):
             for packed in kept[index].values():
-                stop = sequence.length - first
+                stop = sequence.padding + sequence.length - first
                 tokens = state[index, stop - packed.shape[1] : stop]
                 # the sum is cheap and catches all but an overflow of the sum itself
                 if not (torch.isfinite(tokens.sum()) or torch.isfinite(tokens).all()):

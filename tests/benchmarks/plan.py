@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from graphhalu.extract.cost import SIZES, Cost, ModelSize, Rates, Workload, question_cost, question_seconds
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.forward import TokenSequence
-from graphhalu.extract.replay import replay
+from graphhalu.extract.replay import Kept, replay
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
@@ -143,7 +143,7 @@ def _layer(n_tokens: int, rates: Rates) -> dict[str, float]:
     token_ids = np.random.default_rng(0).integers(0, LAYER.vocabulary, n_tokens)
     sequence = TokenSequence(token_ids, np.where(np.arange(n_tokens) < n_tokens - 8, 3, 5), n_tokens - 8)
     arrays = CaptureSettings().arrays()
-    seconds, (done,) = _timed(lambda: replay(model, [sequence], shape=shape, arrays=arrays))
+    seconds, (done,) = _timed(lambda: replay(model, [sequence], Kept(shape=shape, arrays=arrays)))
     assert done.failure is None
     cost = question_cost(LAYER, Workload(prompt_tokens=n_tokens - 8, answer_tokens=8, weight_bytes=4))
     foreseen = question_seconds(cost, rates)["replay"]

@@ -18,7 +18,7 @@ from graphhalu.evaluation.settings import DetectorSpec
 from graphhalu.extract.capture import reads_values
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.generate import BeamSearch
-from graphhalu.extract.replay import replay
+from graphhalu.extract.replay import Kept, replay
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig, trace_shape
 from graphhalu.models.check import check_model
@@ -149,7 +149,7 @@ def spread(family):
                 for keep in ("full", "edges", "streams"):
                     capture = CaptureSettings(keep=keep)
                     names = tuple(n for n in capture.arrays() if n != "value_norm" or reads_values(model))
-                    (result,) = replay(model, [sequence], shape=trace_shape(loaded, capture), arrays=names)
+                    (result,) = replay(model, [sequence], Kept(trace_shape(loaded, capture), names))
                     assert result.failure is None
                     arrays[where, keep] = result.arrays["span_mass"]
     assert answers["cpu"] == answers["cuda:1"] == answers["both"], answers

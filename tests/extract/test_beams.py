@@ -1,11 +1,14 @@
 """Beam bookkeeping against a search that holds its beams in plain Python lists."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphhalu.extract import generate
 from graphhalu.extract.generate import Beams
 
 
@@ -35,14 +38,12 @@ def slow_beam_search(table, n_beams, max_steps, stop):
 def fast_beam_search(tables, n_beams, max_steps, stop):
     """The same through ``Beams``, a batch of chains at a time."""
     tables = torch.stack([torch.from_numpy(table).float() for table in tables])
-    n_questions, n_tokens = tables.shape[0], tables.shape[3]
-    is_stop = torch.zeros(n_tokens, dtype=torch.bool)
-    is_stop[list(stop)] = True
+    n_questions, stops = len(tables), torch.tensor(sorted(stop))
     beams = Beams.start(n_questions, n_beams, max_steps, torch.device("cpu"))
     last = torch.zeros(n_questions, n_beams, dtype=torch.long)
     for step in range(max_steps):
         log_probabilities = torch.stack([tables[q, step][last[q]] for q in range(n_questions)])
-        beams.advance(step, log_probabilities, is_stop)
+        beams.advance(step, log_probabilities, stops)
         last = beams.running_tokens[:, :, step]
         if not beams.is_open.any():
             break
@@ -56,8 +57,11 @@ def fast_beam_search(tables, n_beams, max_steps, stop):
     n_tokens=st.sampled_from([7, 11]),
     max_steps=st.sampled_from([1, 3, 5]),
     n_stops=st.sampled_from([1, 2, 4]),
+    widest=st.sampled_from([0, 64]),
 )
-def test_a_batch_of_chains_gives_the_beams_of_the_slow_search(seed, n_beams, n_tokens, max_steps, n_stops):
+def test_a_batch_of_chains_gives_the_beams_of_the_slow_search(
+    seed, n_beams, n_tokens, max_steps, n_stops, widest
+):
     generator = np.random.default_rng(seed)
     stop = set(range(1, 1 + n_stops))
     tables = []
@@ -65,7 +69,8 @@ def test_a_batch_of_chains_gives_the_beams_of_the_slow_search(seed, n_beams, n_t
         # another table at every step: a chain that does not change has exact ties
         logits = generator.normal(size=(max_steps, n_tokens, n_tokens)) * 2
         tables.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-    found = fast_beam_search(tables, n_beams, max_steps, stop)
+    with mock.patch.object(generate, "_WIDEST", widest):  # both ways to find the likeliest
+        found = fast_beam_search(tables, n_beams, max_steps, stop)
     for table, candidates in zip(tables, found, strict=True):
         expected = slow_beam_search(table, n_beams, max_steps, stop)
         assert [c.token_ids for c in candidates] == [tokens for tokens, _, _ in expected]

@@ -37,7 +37,10 @@ def test_a_chunk_of_rows_has_the_rows_of_the_whole_mask(mask_function, lengths, 
     recipe, whole = MaskRecipe(arguments), eager_mask(**arguments)
     for _ in range(2):  # the second time from what was kept, if anything
         for start, stop in ((0, 3), (3, 8), (8, 13)):
-            assert torch.equal(recipe.rows(start, stop), whole[:, :, start:stop, :stop])
+            expected = whole[:, :, start:stop, :stop]
+            # a row of padding that sees no key would not be finite in half precision
+            sees_none = (expected < 0).all(dim=-1, keepdim=True)
+            assert torch.equal(recipe.rows(start, stop), expected.masked_fill(sees_none, 0.0))
     assert bool(recipe._chunks) == (kept_bytes > 0)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.generate import BeamSearch, sample_draws, shared_decoding_fault
-from graphhalu.extract.replay import replay
+from graphhalu.extract.replay import Kept, replay
 from graphhalu.models.load import left_padded
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 from graphhalu.traces.schema import unpack_triangle
@@ -135,7 +135,7 @@ def test_the_replay_equals_stitching_the_steps_of_generate_through_beam_indices(
     n_steps = int((beam_indices >= 0).sum())
     token_ids = output.sequences[0, : len(prompt) + n_steps].numpy()
     sequence = TokenSequence(token_ids, np.zeros(len(token_ids), dtype=int), len(prompt))
-    (result,) = replay(model, [sequence], shape=shape_of(config), arrays=("attention",))
+    (result,) = replay(model, [sequence], Kept(shape=shape_of(config), arrays=("attention",)))
     stored = unpack_triangle(result.arrays["attention"], len(token_ids)).astype(np.float32)
     n_windowed = 0
     for step in range(n_steps):

@@ -45,9 +45,9 @@ def test_a_search_that_runs_out_of_memory_goes_on_in_halves_with_the_same_answer
     expected, sizes = answers_of(made), []
     search = type(made.search).as_finished
 
-    def short_of_memory(self, prompts):
+    def short_of_memory(self, prompts, passes):
         sizes.append(len(prompts))
-        for number, found in enumerate(search(self, prompts)):
+        for number, found in enumerate(search(self, prompts, passes)):
             if len(prompts) > 2 and number == 1:
                 raise torch.OutOfMemoryError
             yield found
@@ -64,14 +64,15 @@ def test_a_replay_that_runs_out_of_memory_goes_on_in_halves_with_the_same_arrays
     expected = made.traces(block)[0]
 
     def short_of_memory(run):
-        def limited(model, sequences, **settings):
+        def limited(*given):
+            sequences = given[-2]
             if len(sequences) > 1:
                 raise torch.OutOfMemoryError
-            return run(model, sequences, **settings)
+            return run(*given)
 
         return limited
 
-    for name in ("replay", "replay_shared"):
+    for name in ("replay", "replay_behind"):
         monkeypatch.setattr(module, name, short_of_memory(getattr(module, name)))
     found = made.traces(block)[0]
     assert [trace.trace_id for trace in found] == [trace.trace_id for trace in expected]
@@ -84,12 +85,22 @@ def test_one_sequence_that_does_not_fit_is_an_error_with_a_way_out(made, monkeyp
     def none(*_, **__):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(module, "replay", none)
+    monkeypatch.setattr(module, "replay_behind", none)
     with pytest.raises(GraphhaluError, match=r"one answer of \d+ tokens\n.*--quantization"):
         made.traces(block)
     monkeypatch.setattr(made.search, "as_finished", none, raising=False)
     with pytest.raises(GraphhaluError, match=r"one prompt of \d+ tokens"):
         list(made.generate([made.prompt(QUESTIONS[0])]))
+
+
+def test_passes_that_do_not_fit_memory_make_groups_in_the_order_of_the_questions(made, monkeypatch):
+    prompts = [made.prompt(question) for question in QUESTIONS]
+    assert list(made.groups(prompts)) == [prompts]
+    largest = max(made._bytes([(prompt, 0)], is_compressed=False) for prompt in prompts)
+    monkeypatch.setattr(module, "PASS_BYTES", 2 * largest)
+    groups = list(made.groups(prompts))
+    assert 1 < len(groups) < len(prompts)
+    assert [prompt for group in groups for prompt in group] == prompts
 
 
 def test_a_batch_counts_prompt_and_the_positions_of_every_beam(made, monkeypatch):

@@ -1,5 +1,6 @@
 """The replay against the model's own eager attention, hidden states and logits."""
 
+import copy
 from dataclasses import replace
 from functools import cache
 
@@ -10,7 +11,7 @@ import torch
 from graphhalu.core.axes import N_SPANS, ROW_SUM_TOLERANCE
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import TokenSequence, token_statistics
-from graphhalu.extract.replay import replay, replay_shared
+from graphhalu.extract.replay import Kept, prefill, replay, replay_behind
 from graphhalu.models.attention import eager_attention, model_shape
 from graphhalu.testing.tiny_models import TINY_FAMILIES, WINDOW, tiny_model
 from graphhalu.traces.schema import (
@@ -93,7 +94,7 @@ def test_streamed_attention_is_the_models_own_to_float16_rounding(family, row_ch
     model, config = shared_model(family)
     sequences = sequences_of(config)
     shape = shape_of(config)
-    results = replay(model, sequences, shape=shape, arrays=tuple(ARRAYS), row_chunk=row_chunk)
+    results = replay(model, sequences, Kept(shape=shape, arrays=tuple(ARRAYS), row_chunk=row_chunk))
     for sequence, result in zip(sequences, results, strict=True):
         assert result.failure is None
         expected = eager_output(model, sequence)
@@ -107,7 +108,7 @@ def test_streamed_attention_is_the_models_own_to_float16_rounding(family, row_ch
 def test_hidden_states_and_likelihood_are_those_of_a_plain_pass(family):
     model, config = shared_model(family)
     (sequence,) = sequences_of(config, lengths=(11,))
-    (result,) = replay(model, [sequence], shape=shape_of(config), arrays=tuple(ARRAYS))
+    (result,) = replay(model, [sequence], Kept(shape=shape_of(config), arrays=tuple(ARRAYS)))
     expected = eager_output(model, sequence)
     own = np.stack([state[0].float().numpy() for state in expected.hidden_states])
     np.testing.assert_allclose(from_bfloat16_bits(result.arrays["hidden"]), own, rtol=2**-8, atol=1e-5)
@@ -125,7 +126,7 @@ def test_every_stream_is_what_a_slow_loop_over_the_matrix_gives():
     model, config = tiny_model("llama")
     sequences = sequences_of(config, lengths=(13, 7))
     shape = shape_of(config)
-    results = replay(model, sequences, shape=shape, arrays=tuple(ARRAYS), row_chunk=3)
+    results = replay(model, sequences, Kept(shape=shape, arrays=tuple(ARRAYS), row_chunk=3))
     for sequence, result in zip(sequences, results, strict=True):
         own = [layer[0].numpy() for layer in eager_output(model, sequence).attentions]
         for layer in range(shape.n_layers):
@@ -156,7 +157,7 @@ def test_spans_of_every_row_sum_to_one_or_to_what_a_learned_sink_leaves(family):
     arrays = ("token_ids", "span_mass")
     sequences = sequences_of(config)
     for sequence, result in zip(
-        sequences, replay(model, sequences, shape=shape_of(config), arrays=arrays), strict=True
+        sequences, replay(model, sequences, Kept(shape=shape_of(config), arrays=arrays)), strict=True
     ):
         sums = result.arrays["span_mass"].astype(np.float32).sum(-1)
         own = torch.stack([w[0] for w in eager_output(model, sequence).attentions]).sum(-1)
@@ -170,9 +171,9 @@ def test_a_batch_gives_what_each_sequence_gives_alone(family):
     model, config = shared_model(family)
     sequences = sequences_of(config, lengths=(17, 5, 11))
     shape = shape_of(config)
-    together = replay(model, sequences, shape=shape, arrays=tuple(ARRAYS))
+    together = replay(model, sequences, Kept(shape=shape, arrays=tuple(ARRAYS)))
     for sequence, result in zip(sequences, together, strict=True):
-        (alone,) = replay(model, [sequence], shape=shape, arrays=tuple(ARRAYS))
+        (alone,) = replay(model, [sequence], Kept(shape=shape, arrays=tuple(ARRAYS)))
         for name, values in alone.arrays.items():
             other, step = result.arrays[name], 2e-3
             if ARRAYS[name].encoding == "bfloat16":
@@ -205,7 +206,7 @@ def test_edges_are_the_strongest_keys_of_a_slow_loop(edge_mass):
     sequences = sequences_of(config, lengths=(13, 7))
     arrays = ("edge_key", "edge_weight", "dropped_mass")
     shape = shape_of(config)
-    results = replay(model, sequences, shape=shape, arrays=arrays, row_chunk=3, edge_mass=edge_mass)
+    results = replay(model, sequences, Kept(shape=shape, arrays=arrays, row_chunk=3, edge_mass=edge_mass))
     n_short = 0
     for sequence, result in zip(sequences, results, strict=True):
         own = [layer[0].numpy() for layer in eager_output(model, sequence).attentions]
@@ -231,7 +232,7 @@ def test_edges_own_attention_and_dropped_mass_add_up_to_one():
     model, config = tiny_model("qwen2")
     (sequence,) = sequences_of(config, lengths=(17,))
     arrays = ("self_attention", "edge_weight", "dropped_mass")
-    (result,) = replay(model, [sequence], shape=shape_of(config), arrays=arrays)
+    (result,) = replay(model, [sequence], Kept(shape=shape_of(config), arrays=arrays))
     own, edges, dropped = (result.arrays[name].astype(np.float32) for name in arrays)
     np.testing.assert_allclose(own + edges.sum(-1) + dropped, 1, atol=N_EDGES * FLOAT16_STEP)
 
@@ -239,7 +240,7 @@ def test_edges_own_attention_and_dropped_mass_add_up_to_one():
 def test_fixed_point_attention_is_off_by_half_a_step_at_most():
     model, config = tiny_model("llama")
     sequences = sequences_of(config)
-    results = replay(model, sequences, shape=shape_of(config), arrays=("attention_fixed",))
+    results = replay(model, sequences, Kept(shape=shape_of(config), arrays=("attention_fixed",)))
     for sequence, result in zip(sequences, results, strict=True):
         own = np.stack([w[0].numpy() for w in eager_output(model, sequence).attentions])
         stored = unpack_triangle(from_fixed_point(result.arrays["attention_fixed"]), sequence.length)
@@ -255,8 +256,10 @@ def test_answer_rows_alone_are_those_of_the_full_path(family):
     model, config = shared_model(family)
     sequences = sequences_of(config, lengths=(17, 13, 16))
     shape, arrays = shape_of(config), tuple(ARRAYS)
-    full = replay(model, sequences, shape=shape, arrays=arrays)
-    few = replay(model, [answer_rows_of(each) for each in sequences], shape=shape, arrays=arrays, row_chunk=3)
+    full = replay(model, sequences, Kept(shape=shape, arrays=arrays))
+    few = replay(
+        model, [answer_rows_of(each) for each in sequences], Kept(shape=shape, arrays=arrays, row_chunk=3)
+    )
     for sequence, all_rows, answer_rows in zip(sequences, full, few, strict=True):
         first = sequence.prompt_length - 1
         own = all_rows.arrays
@@ -286,7 +289,7 @@ def test_a_sliding_window_reports_positions_and_sees_nothing_before_it(family):
     model, config = shared_model(family)
     (sequence,) = sequences_of(config, lengths=(17,))
     shape = shape_of(config)
-    (result,) = replay(model, [sequence], shape=shape, arrays=("attention", "argmax_key"))
+    (result,) = replay(model, [sequence], Kept(shape=shape, arrays=("attention", "argmax_key")))
     square = unpack_triangle(result.arrays["attention"].astype(np.float32), 17)
     assert WINDOW in shape.layer_windows
     for layer, window in enumerate(shape.layer_windows):
@@ -335,7 +338,7 @@ def values_by_projection(model, token_ids):
 def test_value_norms_off_the_interface_are_those_of_the_projection(family):
     model, config = shared_model(family)
     (sequence,) = sequences_of(config, lengths=(11,))
-    (result,) = replay(model, [sequence], shape=shape_of(config), arrays=("value_norm",))
+    (result,) = replay(model, [sequence], Kept(shape=shape_of(config), arrays=("value_norm",)))
     expected = values_by_projection(model, sequence.token_ids)
     assert len(expected) == len(result.arrays["value_norm"])
     for layer, value in enumerate(expected):
@@ -351,7 +354,7 @@ def test_falcon_asked_for_weights_is_causal_though_it_runs_on_sdpa():
     with torch.inference_mode():
         plain = model(input_ids=torch.from_numpy(sequence.token_ids)[None], use_cache=False)
     expected = torch.log_softmax(plain.logits[0].float(), -1)
-    (result,) = replay(model, [sequence], shape=shape_of(config), arrays=tuple(ARRAYS))
+    (result,) = replay(model, [sequence], Kept(shape=shape_of(config), arrays=tuple(ARRAYS)))
     next_ids = torch.from_numpy(sequence.token_ids)[1:, None]
     np.testing.assert_allclose(
         result.arrays["token_logprob"][1:], expected[:-1].gather(1, next_ids)[:, 0], atol=1e-4
@@ -363,9 +366,9 @@ def test_only_the_layers_asked_for_are_kept():
     model, config = tiny_model("llama")
     (sequence,) = sequences_of(config, lengths=(11,))
     arrays = tuple(ARRAYS)
-    (everything,) = replay(model, [sequence], shape=shape_of(config), arrays=arrays)
+    (everything,) = replay(model, [sequence], Kept(shape=shape_of(config), arrays=arrays))
     shape = shape_of(config, layers=(1,), hidden=(0, 2))
-    (some,) = replay(model, [sequence], shape=shape, arrays=arrays)
+    (some,) = replay(model, [sequence], Kept(shape=shape, arrays=arrays))
     np.testing.assert_allclose(
         some.arrays["attention"], everything.arrays["attention"][[1]], rtol=2 * FLOAT16_STEP
     )
@@ -386,7 +389,7 @@ def test_nan_in_one_sequence_is_a_failure_that_names_the_layer_and_touches_no_ot
     with torch.no_grad():
         model.get_input_embeddings().weight[poisoned] = float("nan")
     arrays = tuple(name for name in ARRAYS if not name.startswith("hidden"))
-    first, second = replay(model, [good, bad], shape=shape_of(config), arrays=arrays)
+    first, second = replay(model, [good, bad], Kept(shape=shape_of(config), arrays=arrays))
     assert first.failure is None
     assert np.isfinite(first.arrays["attention"]).all()
     assert second.failure == "the attention of layer 0 holds NaN or infinity"
@@ -421,20 +424,35 @@ SHARED = [family for family in FAMILIES if TINY_FAMILIES[family].on_interface]
 PROMPT = 11
 
 
-def answers_of(config, lengths=(5, 2, 7), row_start=0, option_ids=()):
+def answers_of(config, *, row_start=0, option_ids=(), prompts=(PROMPT,) * 3):
+    """One answer to each prompt; prompts of one length are the same."""
     generator = np.random.default_rng(3)
     size = config.get_text_config().vocab_size
-    prompt = generator.integers(3, size, PROMPT)
+    asked = {length: generator.integers(3, size, length) for length in dict.fromkeys(prompts)}
     return [
         TokenSequence(
-            token_ids=np.append(prompt, generator.integers(3, size, length)),
-            span_code=np.array([3] * PROMPT + [5] * length),
-            prompt_length=PROMPT,
-            row_start=row_start,
+            token_ids=np.append(asked[prompt], generator.integers(3, size, length)),
+            span_code=np.array([3] * prompt + [5] * length),
+            prompt_length=prompt,
+            row_start=prompt - 1 if row_start else 0,
             option_ids=option_ids,
         )
-        for length in lengths
+        for prompt, length in zip(prompts, (5, 1, 3, 2), strict=False)
     ]
+
+
+def behind_prompts(model, sequences, kept):
+    """Replay behind prompts of which each runs once, all of them together."""
+    asked = {
+        each.prompt_length: replace(
+            each,
+            token_ids=each.token_ids[: each.prompt_length],
+            span_code=each.span_code[: each.prompt_length],
+        )
+        for each in sequences
+    }
+    passes = dict(zip(asked, prefill(model, list(asked.values()), kept), strict=True))
+    return replay_behind(model, [passes[each.prompt_length] for each in sequences], sequences, kept)
 
 
 def assert_alike(got, expected):
@@ -458,15 +476,16 @@ def assert_alike(got, expected):
 
 
 @pytest.mark.parametrize("family", SHARED)
-@pytest.mark.parametrize("row_start", [0, PROMPT - 1])
-def test_answers_to_one_prompt_are_replayed_as_each_alone(family, row_start):
+@pytest.mark.parametrize("row_start", [0, -1])
+@pytest.mark.parametrize("prompts", [(PROMPT,) * 3, (PROMPT, 2, PROMPT, 7)])
+def test_answers_behind_their_prompts_are_replayed_as_each_alone(family, row_start, prompts):
     model, config = shared_model(family)
-    sequences = answers_of(config, row_start=row_start, option_ids=((4,), (5, 6)))
-    settings = {"shape": shape_of(config), "arrays": tuple(ARRAYS), "row_chunk": 3}
-    together = replay_shared(model, sequences, **settings)
+    sequences = answers_of(config, row_start=row_start, option_ids=((4,), (5, 6)), prompts=prompts)
+    kept = Kept(shape_of(config), tuple(ARRAYS), row_chunk=3)
+    together = behind_prompts(model, sequences, kept)
     assert len(together) == len(sequences)
     for sequence, result in zip(sequences, together, strict=True):
-        assert_alike(result, *replay(model, [sequence], **settings))
+        assert_alike(result, *replay(model, [sequence], kept))
 
 
 def test_an_answer_that_fails_alone_fails_and_the_others_do_not():
@@ -476,23 +495,28 @@ def test_an_answer_that_fails_alone_fails_and_the_others_do_not():
     assert all(bad not in each.token_ids for each in (sequences[0], sequences[2]))
     with torch.no_grad():
         model.get_input_embeddings().weight[bad] = float("nan")
-    results = replay_shared(model, sequences, shape=shape_of(config), arrays=("token_logprob", "hidden"))
+    results = behind_prompts(model, sequences, Kept(shape_of(config), ("token_logprob", "hidden")))
     assert [each.failure is None for each in results] == [True, False, True]
     assert "layer 0" in results[1].failure
 
 
-def test_a_prompt_that_fails_fails_all_its_answers():
+def test_a_prompt_that_fails_fails_its_own_answers():
     model, config = tiny_model("llama", seed=5)
-    sequences = answers_of(config)
+    sequences = answers_of(config, prompts=(PROMPT, 7, PROMPT))
+    bad = int(sequences[0].token_ids[0])
+    assert bad not in sequences[1].token_ids
     with torch.no_grad():
-        model.get_input_embeddings().weight[int(sequences[0].token_ids[0])] = float("inf")
-    results = replay_shared(model, sequences, shape=shape_of(config), arrays=("attention", "hidden"))
-    assert all(each.failure for each in results)
+        model.get_input_embeddings().weight[bad] = float("inf")
+    results = behind_prompts(model, sequences, Kept(shape_of(config), ("attention", "hidden")))
+    assert [each.failure is None for each in results] == [False, True, False]
 
 
-def test_one_answer_alone_is_shared_with_nobody():
+def test_a_row_of_padding_is_finite_in_half_precision():
     model, config = shared_model("llama")
-    sequence = replace(answers_of(config)[0], row_start=PROMPT - 1)
-    settings = {"shape": shape_of(config), "arrays": ("attention", "token_logprob")}
-    (result,) = replay_shared(model, [sequence], **settings)
-    assert_alike(result, *replay(model, [sequence], **settings))
+    model = copy.deepcopy(model).half()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight *= 300
+    sequences = answers_of(config, prompts=(PROMPT, 2))
+    kept = Kept(shape_of(config), ("attention",))
+    for sequence, result in zip(sequences, behind_prompts(model, sequences, kept), strict=True):
+        assert_alike(result, *replay(model, [sequence], kept))

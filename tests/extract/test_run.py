@@ -156,9 +156,9 @@ def test_caches_that_do_not_fit_the_memory_make_smaller_batches(config, tmp_path
     sizes = []
     as_finished = BeamSearch.as_finished
 
-    def counted(search, prompts):
+    def counted(search, prompts, passes):
         sizes.append(len(prompts))
-        return as_finished(search, prompts)
+        return as_finished(search, prompts, passes)
 
     monkeypatch.setattr(BeamSearch, "as_finished", counted)
     extract(config(num_samples=5, batch_size=4), tmp_path / "a.zarr")

@@ -11,7 +11,7 @@ from graphhalu.cli.main import run
 from graphhalu.core.config import load_config
 from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.extract.forward import TokenSequence
-from graphhalu.extract.replay import replay
+from graphhalu.extract.replay import Kept, replay
 from graphhalu.extract.settings import CaptureSettings, trace_shape
 from graphhalu.heads.files import read_heads, write_heads
 from graphhalu.labels.labels import Labels
@@ -57,7 +57,7 @@ def tiny(tmp_path_factory):
         ids = generator.integers(4, 97, LENGTH)
         codes = np.where(np.arange(LENGTH) < PROMPT, 3, 5)
         sequence = TokenSequence(ids, codes, PROMPT, row_start=0)
-        (found,) = replay(loaded.model, [sequence], shape=shape, arrays=capture.arrays())
+        (found,) = replay(loaded.model, [sequence], Kept(shape=shape, arrays=capture.arrays()))
         name = f"q{number}"
         record = TraceRecord(
             trace_id=f"{name}#0",

@@ -22,7 +22,7 @@ from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt, require_span
 from graphhalu.datasets.question import Question
 from graphhalu.engine.executors import Progress, no_progress
-from graphhalu.extract.decode import Decoder
+from graphhalu.extract.decode import Decoder, decoding
 from graphhalu.extract.extraction import uses_chat
 from graphhalu.extract.forward import Replayed, TokenSequence, read_likelihood
 from graphhalu.extract.generate import Answer, beam_search
@@ -197,7 +197,8 @@ class Measurer:
                 drawn[place] += [] if is_over[place] else [token]
             if all(is_over) or step + 1 == search.max_new_tokens:
                 break
-            logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
+            with decoding(search.model):
+                logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
         ended = zip(drawn, is_over, strict=True)
         return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from graphhalu.extract.forward import TokenSequence
-from graphhalu.extract.replay import replay
+from graphhalu.extract.replay import Kept, replay
 from graphhalu.extract.settings import CaptureSettings, trace_shape
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
@@ -59,7 +59,7 @@ def _replay(way: str, loaded, token_ids: np.ndarray) -> None:
     sequence = TokenSequence(
         token_ids, np.where(is_answer, 5, 3), prompt_length, row_start=prompt_length - 1 if answer_only else 0
     )
-    (result,) = replay(loaded.model, [sequence], shape=trace_shape(loaded, capture), arrays=capture.arrays())
+    (result,) = replay(loaded.model, [sequence], Kept(trace_shape(loaded, capture), capture.arrays()))
     assert result.failure is None
 
 
