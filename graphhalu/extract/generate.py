@@ -138,15 +138,14 @@ class Beams:
 
     def candidates(self, question: int) -> list[Answer]:
         """The final beams of one question, best first, without their end marks."""
-        found = []
-        for beam, score in enumerate(self.final_scores[question].tolist()):
-            if score <= _IMPOSSIBLE / 2:
-                continue
-            is_finished = bool(self.is_final_stopped[question, beam])
-            length = int(self.final_lengths[question, beam]) - is_finished
-            tokens = tuple(self.final_tokens[question, beam, :length].tolist())
-            found.append(Answer(tokens, score, is_finished))
-        return found
+        columns = (self.final_tokens, self.final_scores, self.final_lengths, self.is_final_stopped)
+        return [
+            Answer(tuple(tokens[: length - is_finished]), score, is_finished)
+            for tokens, score, length, is_finished in zip(
+                *(c[question].tolist() for c in columns), strict=True
+            )
+            if score > _IMPOSSIBLE / 2
+        ]
 
     def _collect(
         self,
