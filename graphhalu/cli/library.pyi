@@ -6,7 +6,7 @@ from graphhalu.core.documents import plain_values, write_document
 from graphhalu.core.numerics import json_ready
 from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.own import read_fields
-from graphhalu.datasets.registry import DATASETS
+from graphhalu.datasets.registry import DATASETS, require_dataset
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import read_description
 from graphhalu.engine.executors import Executor
@@ -54,7 +54,7 @@ from graphhalu.labels.run import label_records, label_store, named_labels, read_
 from graphhalu.labels.stated import label_tokens
 from graphhalu.labels.summary import label_report
 from graphhalu.labels.summary import summarise as summarise_labels
-from graphhalu.models.cards import MODEL_CARDS, MODEL_PLUGINS, ModelSpec
+from graphhalu.models.cards import MODEL_CARDS, MODEL_PLUGINS, ModelSpec, resolve_model
 from graphhalu.models.check import examine, load_checked
 from graphhalu.models.load import default_threads, load_model
 from graphhalu.report.audit import audit_page
@@ -251,7 +251,9 @@ __all__ = [
     "ready_folder",
     "ready_names",
     "ready_of_tokens",
+    "require_dataset",
     "require_system",
+    "resolve_model",
     "run_comparison",
     "run_folder",
     "run_transfer",

@@ -65,6 +65,9 @@ def extract(
         shard: Do the i-th of N shares, as 3/10, beside processes that do the others.
         resume: Go on with an existing store (always done).
     """
+    # told before torch is imported, which takes seconds
+    library.resolve_model(config.model.name)
+    library.require_dataset(config.dataset.name)
     from graphhalu.extract import run
 
     share = None if shard is None else run.Shard.parse(shard)

@@ -93,6 +93,16 @@ def load_questions(
     return seeded_order(share_groups(checked), seed)[:num_samples]
 
 
+def require_dataset(name: str) -> None:
+    """Refuse a name that is no data set and no path.
+
+    Raises:
+        UnknownNameError: If it is none.
+    """
+    if own_path(name) is None:
+        DATASETS.get(name)
+
+
 def own_path(name: str) -> Path | None:
     """The user's own file that a data set's name means, or ``None`` if it is not a path.
 

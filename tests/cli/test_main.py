@@ -49,6 +49,19 @@ def test_a_wrong_option_is_told_without_anything_heavy():
     assert "No such option: --wrong" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--model", "--dataset"])
+def test_a_name_that_is_none_is_told_before_torch_is_imported(option):
+    code = (
+        "import sys\n"
+        "from graphhalu.cli.main import run\n"
+        f"assert run(['extract', '{option}', 'nonesuch']) == 2\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert f"no {option[2:]} named 'nonesuch'" in done.stderr
+
+
 def test_without_arguments_the_help_is_shown(capsys):
     assert run([]) == 2
     assert "Find hallucinations of language models" in capsys.readouterr().out
