@@ -41,11 +41,12 @@ from graphhalu.models.attention import attention_implementation, is_on_interface
 
 CAPTURE_NAME: Final = "graphhalu_capture"
 CHUNK_BYTES: Final = 8 * 2**20
-"""Attention weights (float32) that exist at a time: enough to keep the cores busy, and little
-enough that they are still in the cache when they are reduced."""
+"""Attention weights (float32) that exist at a time on a CPU: enough to keep the cores busy, and little
+enough that they are still in the cache when they are reduced. Masks of all chunks together are kept
+for the next layers if they are no larger than this."""
 
-KEPT_MASK_BYTES: Final = 8 * 2**20
-"""Masks of all chunks together are kept for the next layers if they are no larger than this."""
+GPU_CHUNK_BYTES: Final = 384 * 2**20
+"""The same on a GPU, which wants few launches a layer."""
 
 
 _Capture = tuple[AttentionObserver, int | None, str]
@@ -129,10 +130,12 @@ def capture_attention(
     rows = RowRange(key.shape[2] - query.shape[2], key.shape[2])
 
     def of_rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Output and weights of some rows."""
+        """Output and weights of some rows; in float32, since rows of half precision sum to 1 ± 0.004."""
         eager, mask = own_eager_attention(module), recipe.rows(start, stop).to(query.device)
-        queries = query[:, :, start - rows.start : stop - rows.start]
-        return eager(module, queries, key[:, :, :stop], value[:, :, :stop], mask, **settings)
+        queries = query[:, :, start - rows.start : stop - rows.start].float()
+        keys, values = key[:, :, :stop].float(), value[:, :, :stop].float()
+        output, weights = eager(module, queries, keys, values, mask, **settings)
+        return output.to(query.dtype), weights
 
     observer.values(layer, value)
     wanted = observer.wanted_rows(layer) or RowRange(rows.start, rows.start)
@@ -155,7 +158,7 @@ def capture_attention(
 
 def row_chunks(rows: RowRange, query: Tensor, row_chunk: int | None) -> Iterator[RowRange]:
     """Chunks of rows whose weights fit ``CHUNK_BYTES``; a chunk up to row ``r`` sees ``r`` keys."""
-    budget = CHUNK_BYTES // (4 * query.shape[0] * query.shape[1])
+    budget = _chunk_bytes(query) // (4 * query.shape[0] * query.shape[1])
     start = rows.start
     while start < rows.stop:
         # the n that solves n * (start + n) = budget
@@ -163,6 +166,10 @@ def row_chunks(rows: RowRange, query: Tensor, row_chunk: int | None) -> Iterator
         stop = min(start + size, rows.stop)
         yield RowRange(start, stop)
         start = stop
+
+
+def _chunk_bytes(near: Tensor) -> int:
+    return CHUNK_BYTES if near.device.type == "cpu" else GPU_CHUNK_BYTES
 
 
 def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -205,7 +212,7 @@ class MaskRecipe:
         # a row of padding sees no key: its weights would be NaN where scores fall below the format's least
         mask = mask.masked_fill((mask < 0).all(dim=-1, keepdim=True), 0.0)
         sizes = (int(self.arguments[name]) for name in ("batch_size", "q_length", "kv_length"))
-        if mask.element_size() * prod(sizes) <= KEPT_MASK_BYTES:
+        if mask.element_size() * prod(sizes) <= _chunk_bytes(mask):
             self._chunks[start, stop] = mask
         return mask
 

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -37,7 +37,7 @@ from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.storage import MAIN
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.trace import Trace
-from graphhalu.traces.write import TraceWriter
+from graphhalu.traces.write import PartQueue, TraceWriter
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -476,6 +476,7 @@ class Worker:
         out: The store; it need not be there before the first batch.
         holder: Name under which the process that holds the store does.
         on_answered: Called for each question of a batch that just got its answers.
+        parts: Parts on their way to the store.
         load_seconds: Time to load and check the model.
     """
 
@@ -483,6 +484,7 @@ class Worker:
     out: Path | str
     holder: str = MAIN
     on_answered: Callable[[], None] = lambda: None
+    parts: PartQueue = field(default_factory=PartQueue)
     load_seconds: float = 0.0
 
     @cached_property
@@ -492,9 +494,7 @@ class Worker:
         return open_traces(self.out).member(name)
 
 
-def load_worker(
-    config: ExtractConfig, out: Path | str, holder: str, on_answered: Callable[[], None] = lambda: None
-) -> Worker:
+def load_worker(config: ExtractConfig, out: Path | str, holder: str, **settings: Any) -> Worker:
     """A worker with its model loaded and checked; arguments as of :class:`Worker`.
 
     Raises:
@@ -503,7 +503,7 @@ def load_worker(
     started = time.monotonic()
     loaded = load_checked(config.model)
     load_seconds = time.monotonic() - started
-    return Worker(Extraction(config, loaded), out, holder, on_answered, load_seconds)
+    return Worker(Extraction(config, loaded), out, holder, load_seconds=load_seconds, **settings)
 
 
 def describe(worker: Worker, about: tuple[Mapping[str, Any], int]) -> dict[str, Any]:
@@ -541,13 +541,12 @@ def expected_bytes(worker: Worker, questions: Sequence[Question]) -> int:
 
 
 def extract_batch(worker: Worker, batch: QuestionBatch) -> int:
-    """Answer a batch, and commit what of it is not in the store; gives how many questions.
+    """Answer a batch, and queue what of it is not in the store; gives how many questions.
 
     Answers are small and traces large: so many questions are answered together, which is fast,
     and few are replayed together, which is small.
     """
     writer, extraction, (first, questions) = worker.writer, worker.extraction, batch
-    writer.store.refresh()
     done = writer.store.done_question_ids()
     names = [question.question_id for question in questions]
     n_new = 0
@@ -562,9 +561,16 @@ def extract_batch(worker: Worker, batch: QuestionBatch) -> int:
                 continue
             traces, failures = extraction.traces(left)
             committed = [each.question.question_id for each in left]
-            writer.write_part(first + names.index(committed[0]), traces, committed, failures)
+            worker.parts.put(writer, first + names.index(committed[0]), traces, committed, failures)
             n_new += len(committed)
     return n_new
+
+
+def extract_committed(worker: Worker, batch: QuestionBatch) -> int:
+    """As :func:`extract_batch`, and commit it: for workers that may be lost between batches."""
+    worker.writer.store.refresh()
+    with worker.parts:
+        return extract_batch(worker, batch)
 
 
 def part_blocks(extraction: Extraction, answered: Sequence[Prompt]) -> Iterator[list[Prompt]]:

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 LOGIT_BYTES: Final = 16 * 2**20
 """Logits (float32) that exist at a time, unless they are of fewer than ``LOGIT_ROWS`` rows."""
 
+_GPU_LOGIT_BYTES: Final = 256 * 2**20
+"""The same on a GPU."""
+
 LOGIT_ROWS: Final = 64
 """Rows of a batch from which a product with the output matrix no longer waits for the matrix."""
 
@@ -165,31 +168,36 @@ def read_likelihood(done: DeferredPass, sequences: Sequence[TokenSequence]) -> l
     A statistic is NaN where the row before a token is not kept; a sequence fails if the logits
     of a kept row hold NaN.
     """
-    found = [np.full((3, sequence.length), np.nan, dtype=np.float32) for sequence in sequences]
-    options: list[tuple[float, ...]] = [() for _ in sequences]
-    start = min(sequence.padding + sequence.row_start for sequence in sequences)
-    stop = max(sequence.padding + sequence.length for sequence in sequences) - 1
+    start = first = min(each.padding + each.row_start for each in sequences)
+    stop = max(each.padding + each.length for each in sequences) - 1
     n_rows = least = max(1, LOGIT_ROWS // len(sequences))
+    statistics: list[Tensor] = []
+    answer_rows: dict[int, Tensor] = {}
     while start < stop:
         logits = done.logits(start, min(start + n_rows, stop))
+        last = start + logits.shape[1]
+        next_ids = done.inputs["input_ids"][:, start + 1 - done.first : last + 1 - done.first]
+        found = token_statistics(logits.flatten(0, 1), next_ids.flatten().to(logits.device))
+        statistics.append(found.reshape(len(STATISTICS), *next_ids.shape))
         for index, sequence in enumerate(sequences):
-            begin = start - sequence.padding
-            first = max(begin, sequence.row_start)
-            last = min(begin + logits.shape[1], sequence.length - 1)
-            if first >= last:
-                continue
-            own = logits[index, first - begin : last - begin]
-            next_ids = torch.from_numpy(sequence.token_ids[first + 1 : last + 1].astype(np.int64))
-            statistics = token_statistics(own, next_ids.to(logits.device))
-            found[index][:, first + 1 : last + 1] = statistics.cpu().numpy()
-            answer_row = sequence.prompt_length - 1
-            if sequence.option_ids and first <= answer_row < last:
-                options[index] = option_logprobs(own[answer_row - first], sequence.option_ids)
-        start += logits.shape[1]
-        n_rows = max(least, LOGIT_BYTES // (4 * logits.shape[0] * logits.shape[2]))
+            row = sequence.padding + sequence.prompt_length - 1
+            if sequence.option_ids and start <= row < min(last, sequence.padding + sequence.length - 1):
+                answer_rows[index] = logits[index, row - start].clone()
+        start = last
+        n_bytes = LOGIT_BYTES if logits.device.type == "cpu" else _GPU_LOGIT_BYTES
+        n_rows = max(least, n_bytes // (4 * logits.shape[0] * logits.shape[2]))
+    options = (
+        dict(zip(answer_rows, torch.stack([*answer_rows.values()]).cpu(), strict=True)) if answer_rows else {}
+    )
+    of_rows = torch.cat(statistics, dim=2).cpu().numpy() if statistics else np.empty((3, len(sequences), 0))
     results = []
-    for sequence, each, logprobs in zip(sequences, found, options, strict=True):
-        is_bad = np.isnan(each[1, sequence.row_start + 1 :]).any()
+    for index, sequence in enumerate(sequences):
+        rows = slice(sequence.row_start, sequence.length - 1)
+        each = np.full((3, sequence.length), np.nan, dtype=np.float32)
+        begin = first - sequence.padding
+        each[:, rows.start + 1 :] = of_rows[:, index, rows.start - begin : rows.stop - begin]
+        is_bad = np.isnan(each[1, rows.start + 1 :]).any()
+        logprobs = option_logprobs(options[index], sequence.option_ids) if index in options else ()
         arrays = dict(zip(STATISTICS, each, strict=True))
         results.append(Replayed(arrays, "the logits hold NaN" if is_bad else None, logprobs))
     return results

@@ -7,13 +7,15 @@ A prompt that is run alone, before its answers, ends where the others of its bat
 on the left.
 
 Every chunk of attention rows (in float32) that passes by is reduced at once, and what is kept of a
-whole batch lies padded in main memory, in the stored number format; afterwards the arrays of one
-trace are cut out without padding. The keys of a chunk end at its last row or behind it.
+whole batch lies padded where the model is, in the stored number format; afterwards the arrays of one
+trace are cut out without padding. Whole weights go to main memory layer by layer, without a wait for
+the device; one at the end is enough. The keys of a chunk end at its last row or behind it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -38,8 +40,10 @@ from graphhalu.extract.forward import (
 from graphhalu.traces.schema import ARRAYS, FIXED_STEPS, N_SINK_KEYS, RAGGED_AXES, TraceShape, n_pairs
 
 _TINY: Final = torch.finfo(torch.float32).tiny
-_PACKED: Final = ("attention", "attention_fixed")
+_PACKED: Final[tuple[str, ...]] = ("attention", "attention_fixed")
 _KEY_POSITIONS: Final = {"argmax_key", "edge_key"}
+PINNED_BYTES: Final = 2**30
+"""Largest array of a batch in page-locked memory, to which a GPU copies while it computes."""
 
 
 Chunk = Float[Tensor, "trace head row key"]
@@ -145,10 +149,15 @@ class AttentionRecorder:
         per_key = [name for name in ("received", "value_norm") if name in arrays]
         self._rows = {name: self._empty(name, n_rows) for name in per_row}
         self._keys = {name: self._empty(name, self.span_of_rows.stop) for name in per_key}
+        n_weights = [n_pairs(each.length, each.row_start) for each in self.sequences]
+        self._ends = np.cumsum([0, *n_weights]).tolist()
         self._packed = {name: self._empty_packed(name) for name in _PACKED if name in arrays}
+        self._under_way: dict[tuple[str, int], Tensor] = {}
+        self._places: dict[Any, tuple[tuple[Tensor, ...], Tensor]] = {}
         self._n_rows_seen = dict.fromkeys(shape.attention_layers, 0)
         self._layers_with_values: set[int] = set()
-        self._bad_layers: dict[int, int] = {}
+        sizes = (len(shape.attention_layers), len(self.sequences))
+        self._is_finite = torch.ones(sizes, dtype=torch.bool, device=device)
 
     @cached_property
     def token_ids(self) -> Int[Tensor, "trace token"]:
@@ -191,20 +200,22 @@ class AttentionRecorder:
     def rows(self, layer: int, row_start: int, weights: Chunk) -> None:
         """Reduce a chunk of rows and keep the results; note traces that are not finite."""
         exact = weights.float()
-        self._note_bad_rows(layer, row_start, exact)
         position = self.shape.attention_layers.index(layer)
-        first = row_start - self.span_of_rows.start
-        stop = row_start + exact.shape[2]
+        first, stop = row_start - self.span_of_rows.start, row_start + exact.shape[2]
+        self._note_finite(position, row_start, exact)
         for names, reduce in self._reductions.items():
             for name, values in zip(names, reduce(self, row_start, exact), strict=True):
                 self._rows[name][position, :, :, first : first + exact.shape[2]] = values
         if "received" in self._keys:
             is_kept = self.is_kept_row.to(exact.device)[:, None, None, row_start:stop]
             sums = (is_kept @ exact)[:, :, 0]
-            self._keys["received"][position, ..., : sums.shape[-1]] += sums.cpu()
-        for name, packed in self._packed.items():
-            self._pack([each[position] for each in packed], row_start, _stored(exact, name))
+            self._keys["received"][position, ..., : sums.shape[-1]] += sums.to(self.device)
         self._n_rows_seen[layer] += exact.shape[2]
+        for name, packed in self._packed.items():
+            if exact.device.type == "cpu":
+                self._pack(packed[position].numpy(), row_start, _stored(exact, name).numpy())
+            else:
+                self._gather(name, layer, row_start, exact)
 
     def values(self, layer: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:
         """Keep the Euclidean norm of each value vector."""
@@ -216,23 +227,30 @@ class AttentionRecorder:
         kept[self.shape.attention_layers.index(layer)] = norms
         self._layers_with_values.add(layer)
 
-    def require_complete(self) -> None:
-        """Every layer has shown every wanted row: what was not would be stored as noise."""
+    def collect(self) -> None:
+        """Bring what is kept to main memory; every layer must have shown every wanted row.
+
+        What was not shown would be stored as noise.
+        """
         expected = self.span_of_rows.stop - self.span_of_rows.start if self._keeps_rows else 0
         for layer, n_rows in self._n_rows_seen.items():
             assert n_rows == expected, f"layer {layer} showed {n_rows} of {expected} rows"
         if "value_norm" in self._keys:
             missing = self._n_rows_seen.keys() - self._layers_with_values
             assert not missing, f"layers {missing} showed no values"
+        self._rows = {name: in_main_memory(values) for name, values in self._rows.items()}
+        self._keys = {name: in_main_memory(values) for name, values in self._keys.items()}
+        self._is_finite = self._is_finite.cpu()
 
     def failure(self, index: int) -> str | None:
         """Why a trace failed, if its attention is not finite; names the first such layer."""
-        if index not in self._bad_layers:
+        bad = (~self._is_finite[:, index]).nonzero()
+        if not len(bad):
             return None
-        return f"the attention of layer {self._bad_layers[index]} holds NaN or infinity"
+        return f"the attention of layer {self.shape.attention_layers[int(bad[0])]} holds NaN or infinity"
 
     def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
-        """Every recorded array of one trace, without padding."""
+        """Every recorded array of one trace, without padding; after :meth:`collect`."""
         sequence = self.sequences[index]
         keys = slice(sequence.padding, sequence.padding + sequence.length)
         first = sequence.padding - self.span_of_rows.start
@@ -242,7 +260,9 @@ class AttentionRecorder:
         arrays = {name: np.ascontiguousarray(values.numpy()) for name, values in cut.items()}
         for name in _KEY_POSITIONS & arrays.keys() if sequence.padding else ():
             arrays[name] = np.where(arrays[name] >= 0, arrays[name] - sequence.padding, -1)
-        return arrays | {name: packed[index] for name, packed in self._packed.items()}
+        pairs = slice(self._ends[index], self._ends[index + 1])
+        whole = {name: packed[..., pairs].numpy() for name, packed in self._packed.items()}
+        return arrays | {name: values.view(ARRAYS[name].dtype) for name, values in whole.items()}
 
     @property
     def _keeps_rows(self) -> bool:
@@ -257,16 +277,17 @@ class AttentionRecorder:
         """``[layer, trace, head, row or key, …]`` of zeros in the stored number format."""
         n_layers, n_heads, *trailing = self._sizes(name)
         shape = (n_layers, len(self.sequences), n_heads, n_places, *trailing)
-        return torch.from_numpy(np.zeros(shape, dtype=ARRAYS[name].dtype))
+        return torch.zeros(shape, dtype=getattr(torch, ARRAYS[name].dtype), device=self.device)
 
-    def _empty_packed(self, name: str) -> list[Shaped[np.ndarray, "layer head _"]]:
-        sizes, dtype = self._sizes(name), ARRAYS[name].dtype
-        n_weights = [n_pairs(each.length, each.row_start) for each in self.sequences]
-        return [np.empty((*sizes, n), dtype=dtype) for n in n_weights]
+    def _empty_packed(self, name: str) -> Shaped[Tensor, "layer head pair"]:
+        """Room in main memory for the weights of all traces, one after another."""
+        # no 16 bits without a sign are copied by index on a GPU
+        dtype = torch.float16 if name == "attention" else torch.int16
+        return main_memory([*self._sizes(name), self._ends[-1]], dtype, self.device)
 
     def _pack(
         self,
-        packed: list[Shaped[np.ndarray, "head _"]],
+        packed: Shaped[np.ndarray, "head pair"],
         row_start: int,
         stored: Shaped[np.ndarray, "trace head row key"],
     ) -> None:
@@ -274,21 +295,46 @@ class AttentionRecorder:
         for index, sequence in enumerate(self.sequences):
             chunk = row_start - sequence.padding
             start = max(chunk, sequence.row_start)
-            begin = n_pairs(start) - n_pairs(sequence.row_start)
+            begin = self._ends[index] + n_pairs(start) - n_pairs(sequence.row_start)
             own = stored[index, :, :, sequence.padding :]
             # one copy a row takes a seventh of the time of an index for each entry
             for row in range(start, min(chunk + stored.shape[2], sequence.length)):
-                packed[index][:, begin : begin + row + 1] = own[:, row - chunk, : row + 1]
+                packed[:, begin : begin + row + 1] = own[:, row - chunk, : row + 1]
                 begin += row + 1
 
-    def _note_bad_rows(self, layer: int, row_start: int, weights: Chunk) -> None:
-        if bool(torch.isfinite(weights.sum())):
-            return
-        for index, sequence in enumerate(self.sequences):
-            first, stop = sequence.padding - row_start, sequence.padding + sequence.length - row_start
-            rows = weights[index, :, max(0, first) : max(0, stop)]
-            if not bool(torch.isfinite(rows).all()):
-                self._bad_layers.setdefault(index, layer)
+    def _gather(self, name: str, layer: int, row_start: int, weights: Chunk) -> None:
+        """As :meth:`_pack`, on a GPU; a layer that is complete starts on its way to main memory."""
+        packed = self._packed[name][self.shape.attention_layers.index(layer)]
+        if (name, layer) not in self._under_way:
+            self._under_way[name, layer] = torch.empty_like(packed, device=weights.device)
+        (trace, row, key), place = self._pairs(row_start, weights)
+        own = weights.transpose(0, 1)[:, trace, row, key]
+        self._under_way[name, layer][:, place] = _stored(own, name)
+        if self._n_rows_seen[layer] == self.span_of_rows.stop - self.span_of_rows.start:
+            packed.copy_(self._under_way.pop((name, layer)), non_blocking=True)
+
+    def _pairs(self, row_start: int, weights: Chunk) -> tuple[tuple[Tensor, ...], Int[Tensor, "pair"]]:
+        """Trace, row and key of each kept weight of a chunk, and its place among all of the batch."""
+        at = (row_start, *weights.shape[2:], weights.device)
+        if at not in self._places:
+            rows = torch.arange(row_start, row_start + weights.shape[2], device=weights.device)
+            keys = torch.arange(weights.shape[3], device=weights.device)
+            is_kept = self.is_kept_row.to(weights.device)[:, row_start : row_start + len(rows), None] > 0
+            padding = torch.tensor([each.padding for each in self.sequences], device=weights.device)[:, None]
+            is_seen = (keys <= rows[:, None]) & (keys >= padding[:, :, None])
+            trace, row, key = found = (is_kept & is_seen).nonzero(as_tuple=True)
+            starts = [self._ends[n] - n_pairs(each.row_start) for n, each in enumerate(self.sequences)]
+            own = rows - padding
+            begins = torch.tensor(starts, device=weights.device)[:, None] + own * (own + 1) // 2 - padding
+            self._places[at] = found, begins[trace, row] + key
+        return self._places[at]
+
+    def _note_finite(self, position: int, row_start: int, weights: Chunk) -> None:
+        """Note traces whose rows hold NaN or infinity, without a wait for the device."""
+        sums = weights.sum(-1).abs()
+        is_padding = ~self.is_token.to(weights.device)[:, None, row_start : row_start + weights.shape[2]]
+        is_finite = ((sums < torch.inf) | is_padding).flatten(1).all(dim=1)
+        self._is_finite[position] &= is_finite.to(self.device)
 
 
 class Kept(NamedTuple):
@@ -320,13 +366,27 @@ class Prefix(NamedTuple):
     cache: Cache
 
 
-def _stored(weights: Chunk, name: str) -> Shaped[np.ndarray, "trace head row key"]:
-    """Whole weights in the number format of an array."""
+def _stored(weights: Float[Tensor, "..."], name: str) -> Shaped[Tensor, "..."]:
+    """Whole weights in the 16 bits of an array."""
     if name == "attention":
-        return np.asarray(weights.to(torch.float16).cpu().numpy())
+        return weights.to(torch.float16)
     # NaN is told as a failure of its trace
-    steps = weights.nan_to_num(0.0).mul(FIXED_STEPS).round_().clamp_(0, FIXED_STEPS)
-    return np.asarray(steps.to(torch.int32).cpu().numpy()).astype(np.uint16)
+    steps = weights.nan_to_num(0.0).mul_(FIXED_STEPS).round_().clamp_(0, FIXED_STEPS)
+    return steps.to(torch.int32).to(torch.int16)
+
+
+def main_memory(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for what comes from a device; a GPU copies to page-locked memory while it computes."""
+    n_bytes = prod(shape) * dtype.itemsize
+    has_pinned = device.type == "cuda" and torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=has_pinned and n_bytes <= PINNED_BYTES)
+
+
+def in_main_memory(values: Tensor) -> Tensor:
+    """The same in main memory; of a GPU's it is there when the device has been waited for."""
+    if values.device.type == "cpu":
+        return values
+    return main_memory(values.shape, values.dtype, values.device).copy_(values, non_blocking=True)
 
 
 @torch.inference_mode()
@@ -448,10 +508,14 @@ def _recorded(
             use_cache=behind is not None,
             **({} if behind is None else {"past_key_values": behind.cache}),
         )
-    recorder.require_complete()
-    hidden, bad_layers = _hidden_arrays(done.take_hidden_states(), arrays, shape, sequences, first)
+    states = done.take_hidden_states()
+    hidden, bad_layers = _hidden_arrays(states, arrays, shape, sequences, first)
+    likelihood = read_likelihood(done, sequences)
+    recorder.collect()
+    for place in {each.device for each in model.parameters() if each.device.type == "cuda"}:
+        torch.cuda.synchronize(place)
     results = []
-    for index, (sequence, likely) in enumerate(zip(sequences, read_likelihood(done, sequences), strict=True)):
+    for index, (sequence, likely) in enumerate(zip(sequences, likelihood, strict=True)):
         failure = recorder.failure(index) or likely.failure
         if index in bad_layers:
             failure = f"the hidden states after layer {bad_layers[index]} hold NaN or infinity"
@@ -490,26 +554,32 @@ def _hidden_arrays(
     Returns:
         The arrays of each sequence, and the first layer that is not finite by sequence.
     """
+    starts = {
+        "hidden": [max(first, each.padding) for each in sequences],
+        "hidden_rows": [each.padding + each.row_start for each in sequences],
+    }
+    starts = {name: places for name, places in starts.items() if name in arrays}
     kept: list[dict[str, np.ndarray]] = [{} for _ in sequences]
     bad_layers: dict[int, int] = {}
     if states is None:
         return kept, bad_layers
-    n_layers, n_features = len(shape.hidden_layers), shape.hidden_size
-    for own, sequence in zip(kept, sequences, strict=True):
-        starts = {"hidden": max(0, first - sequence.padding), "hidden_rows": sequence.row_start}
-        for name, start in starts.items():
-            if name in arrays:
-                n_tokens = sequence.length - start
-                own[name] = np.empty((n_layers, n_tokens, n_features), dtype=np.uint16)
+    begin = min(min(places) for places in starts.values())
+    sizes = (len(sequences), max(each.padding + each.length for each in sequences) - begin, shape.hidden_size)
+    device = next(each.device for each in states if each is not None)
+    packed = main_memory((len(shape.hidden_layers), *sizes), torch.uint16, device)
+    checks = []
     for place, layer in enumerate(shape.hidden_layers):
         state, states[layer] = states[layer], None
         assert state is not None, f"the model gave no hidden states of layer {layer}"
-        for index, sequence in enumerate(sequences):
-            for packed in kept[index].values():
-                stop = sequence.padding + sequence.length - first
-                tokens = state[index, stop - packed.shape[1] : stop]
-                # the sum is cheap and catches all but an overflow of the sum itself
-                if not (torch.isfinite(tokens.sum()) or torch.isfinite(tokens).all()):
-                    bad_layers.setdefault(index, layer)
-                packed[place] = tokens.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
+        tokens = state[:, begin - first :]
+        packed[place].copy_(tokens.to(torch.bfloat16).view(torch.uint16), non_blocking=True)
+        checks.append((tokens.abs().amax(-1) < torch.inf).to(device))
+    is_finite = torch.stack(checks).cpu().numpy()
+    for index, sequence in enumerate(sequences):
+        for name, places in starts.items():
+            own = slice(places[index] - begin, sequence.padding + sequence.length - begin)
+            kept[index][name] = packed.numpy()[:, index, own]
+            is_bad = ~is_finite[:, index, own].all(axis=1)
+            if is_bad.any():
+                bad_layers[index] = shape.hidden_layers[int(is_bad.argmax())]
     return kept, bad_layers

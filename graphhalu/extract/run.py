@@ -31,6 +31,7 @@ from graphhalu.extract.extraction import (
     describe,
     expected_bytes,
     extract_batch,
+    extract_committed,
     load_worker,
 )
 from graphhalu.extract.settings import ExtractConfig
@@ -39,6 +40,7 @@ from graphhalu.traces.disk import check_fits
 from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.storage import MAIN
 from graphhalu.traces.store import TraceStore, open_or_create, storage_backend
+from graphhalu.traces.write import PartQueue
 
 _FILE_ENDING = re.compile(r"(?:\.(?:gguf|jsonl?|csv|tsv|parquet|txt))?(?:\.gz)?$", re.IGNORECASE)
 _ESTIMATED_TOGETHER = 1024
@@ -199,7 +201,7 @@ def extract(
             f"{dataset.name} has one\n  Leave it out, or name the column:  --fields context=COLUMN"
         )
     batches = question_batches(questions, config, shard)
-    engine = engine or SerialExecutor()
+    engine, parts = engine or SerialExecutor(), PartQueue()
     n_seen, n_total, started = 0, 0, time.monotonic()
 
     def count(n_questions: int = 1) -> None:
@@ -209,7 +211,8 @@ def extract(
         on_progress(n_seen, n_total)
 
     holder = MAIN if shard is None else shard.writer
-    with engine.workers(_start(engine, config, out, holder, count), max(1, len(batches))) as workers:
+    here = {"on_answered": count, "parts": parts}
+    with engine.workers(_start(engine, config, out, holder, here), max(1, len(batches))) as workers:
         about = (dataset.identity(), len(questions))
         description = next(workers(describe, [about])).result()
         for note in description["notes"]:
@@ -221,7 +224,8 @@ def extract(
             left = batches_left(batches, before)
             n_total, started = len({each.question_id for each in wanted} - before), time.monotonic()
             n_made, failed = 0, dict[str, str]()
-            with closing(workers(extract_batch, left)) as results:
+            work = extract_batch if isinstance(engine, SerialExecutor) else extract_committed
+            with parts, closing(workers(work, left)) as results:
                 for result in results:
                     if result.failure is not None:
                         names = (each.question_id for each in left[result.place][1])
@@ -249,11 +253,11 @@ def extract(
 
 
 def _start(
-    engine: Executor, config: ExtractConfig, out: Path | str, holder: str, on_answered: Callable[[], None]
+    engine: Executor, config: ExtractConfig, out: Path | str, holder: str, here: Mapping[str, Any]
 ) -> Callable[[], Worker]:
     """Loads the model in a worker; one in this process tells more than a remote one can."""
     if isinstance(engine, SerialExecutor):
-        return partial(load_worker, config, out, holder, on_answered)
+        return partial(load_worker, config, out, holder, **here)
     # equal threads everywhere: sums of several threads round differently
     threads = config.model.threads or engine.n_threads
     model = config.model.model_copy(update={"threads": threads})

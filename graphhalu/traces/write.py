@@ -11,6 +11,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from math import ceil, prod
 from pathlib import Path
@@ -128,6 +129,37 @@ class TraceWriter:
             raise disk_error(error, what) or error from None
         finally:
             shutil.rmtree(staged, ignore_errors=True)
+
+
+class PartQueue:
+    """Commits parts in a thread of its own, one at a time and in their order.
+
+    While one is compressed and flushed, the model makes the next; there are never more than these two.
+    An error of the thread is raised by the next call, so nothing is committed after it. At the end of
+    the context the last part is committed, whatever ended it.
+    """
+
+    def __enter__(self) -> None:
+        """Start without a part."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="parts")
+        self._last: Future[None] | None = None
+
+    def put(self, writer: TraceWriter, *part: Any) -> None:
+        """Wait for the part before, and start to write this one; arguments as of ``write_part``."""
+        self._finish()
+        self._last = self._thread.submit(writer.write_part, *part)
+
+    def _finish(self) -> None:
+        if self._last is not None:
+            wait([self._last])
+            # an interrupt above leaves the part to the end of the context
+            last, self._last = self._last, None
+            last.result()
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the last part; its error goes before one of the part that came after it."""
+        self._thread.shutdown()
+        self._finish()
 
 
 def write_part(

@@ -154,8 +154,9 @@ def extract_here(extraction: Extraction, store: TraceStore, questions: list[Ques
     """Answer questions with a model that is loaded, and commit them to an empty store."""
     with store.writer() as holder:
         worker = Worker(extraction, store.name, holder.name)
-        for batch in question_batches(questions, extraction.config):
-            extract_batch(worker, batch)
+        with worker.parts:
+            for batch in question_batches(questions, extraction.config):
+                extract_batch(worker, batch)
 
 
 def _extracted(extraction: Extraction, asked: list[Any], folder: Path) -> TraceStore:

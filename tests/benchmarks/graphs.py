@@ -290,6 +290,7 @@ def _store(folder: Path, *, quick: bool) -> Path:
     store = TraceStore.create(path, configuration={}, shape=extraction.shape, arrays=extraction.arrays)
     with store.writer() as holder:
         worker = Worker(extraction, store.name, holder.name)
-        for batch in question_batches(questions, extraction.config):
-            extract_batch(worker, batch)
+        with worker.parts:
+            for batch in question_batches(questions, extraction.config):
+                extract_batch(worker, batch)
     return path

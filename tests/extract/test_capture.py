@@ -32,7 +32,7 @@ def arguments_of(mask_function, lengths):
 @pytest.mark.parametrize("mask_function", [causal_mask_function, sliding(5)])
 @pytest.mark.parametrize("lengths", [(13,), (13, 7, 11)])
 def test_a_chunk_of_rows_has_the_rows_of_the_whole_mask(mask_function, lengths, kept_bytes, monkeypatch):
-    monkeypatch.setattr(capture, "KEPT_MASK_BYTES", kept_bytes)
+    monkeypatch.setattr(capture, "CHUNK_BYTES", kept_bytes)
     arguments = arguments_of(mask_function, lengths)
     recipe, whole = MaskRecipe(arguments), eager_mask(**arguments)
     for _ in range(2):  # the second time from what was kept, if anything
