@@ -1,14 +1,10 @@
-"""A model with its settings: from questions to prompts, answers, traces, and parts of a store."""
+"""A model with its settings: from questions to prompts, answers and traces."""
 
 import logging
-import os
-import socket
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -16,37 +12,26 @@ import torch
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import GraphhaluError, UsageError
-from graphhalu.core.provenance import provenance
-from graphhalu.datasets.prompts import DEFAULT_TEMPLATE, EncodedPrompt
+from graphhalu.datasets.prompts import EncodedPrompt
 from graphhalu.datasets.question import Question
-from graphhalu.datasets.registry import DATASETS
 from graphhalu.extract.ask import SelfQuestions
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.contrast import REPLAYED, Contrast
 from graphhalu.extract.decode import GROWTH, PromptPass
 from graphhalu.extract.forward import Replayed, TokenSequence
 from graphhalu.extract.generate import Answer, beam_search, sample_draws, shared_decoding_fault
-from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, trace_record
+from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, resolved_config, trace_record
 from graphhalu.extract.replay import Kept, prefill, replay, replay_behind
-from graphhalu.extract.settings import ExtractConfig, PromptSettings, trace_shape
+from graphhalu.extract.settings import ExtractConfig, trace_shape
 from graphhalu.models.attention import is_on_interface
-from graphhalu.models.check import load_checked
 from graphhalu.models.load import LoadedModel, batch_memory
 from graphhalu.traces.disk import estimate_bytes
 from graphhalu.traces.schema import TraceRecord, TraceShape
-from graphhalu.traces.storage import MAIN
-from graphhalu.traces.store import open_traces
 from graphhalu.traces.trace import Trace
-from graphhalu.traces.write import PartQueue, TraceWriter
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-QuestionBatch = tuple[int, tuple[Question, ...]]
-"""Questions that are answered together, done or not; first, the place of the first of them among
-all questions of the run."""
-
-_DTYPES: Final = ("float32", "bfloat16", "float16")
 REPLAY_TOKENS: Final = 2048
 """Tokens of one replay batch, padding included, unless a single sequence is longer."""
 BEHIND_TOKENS: Final = 4 * REPLAY_TOKENS
@@ -55,8 +40,6 @@ SHARED_TOKENS: Final = 128
 """Tokens of prompts that a prompt for itself must save to be worth a pass of its own."""
 PASS_BYTES: Final = 2 * 2**30
 """Bytes of what is kept of prompts that have run, while their answers are searched for."""
-PART_BYTES: Final = 512 * 2**20
-"""Uncompressed bytes at which a part is closed before it has all its traces."""
 
 
 class Extraction:
@@ -426,160 +409,3 @@ def grouped(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[lis
         group.append(item)
     if group:
         yield group
-
-
-def prompt_template_name(config: ExtractConfig) -> str:
-    """The prompt template that is asked for, or the one that suits the data set."""
-    if config.prompt.template != "auto":
-        return config.prompt.template
-    name = config.dataset.name
-    return DATASETS.get(name).card.template if name in DATASETS else DEFAULT_TEMPLATE
-
-
-def uses_chat(settings: PromptSettings, loaded: LoadedModel) -> bool:
-    """Whether the model's chat template goes around the prompt.
-
-    Raises:
-        UsageError: If it is asked for and there is none.
-    """
-    has_template = getattr(loaded.tokenizer, "chat_template", None) is not None
-    if settings.chat == "on" and not has_template:
-        raise UsageError(
-            "the model has no chat template, and --chat on asks for one\n"
-            "  Use --chat off, or a chat version of the model"
-        )
-    return settings.chat == "on" or (settings.chat == "auto" and has_template)
-
-
-def resolved_config(config: ExtractConfig, loaded: LoadedModel) -> ExtractConfig:
-    """The same with what was left to the model and the data set written out."""
-    is_chat, stop = uses_chat(config.prompt, loaded), config.generation.stop_at_newline
-    model = {"revision": loaded.identity["revision"], "dtype": loaded.identity["dtype"]}
-    if model["dtype"] not in _DTYPES:
-        del model["dtype"]
-    prompt = {"template": prompt_template_name(config), "chat": "on" if is_chat else "off"}
-    generation = {"stop_at_newline": not is_chat if stop is None else stop}
-    changes = {
-        "model": config.model.model_copy(update=model),
-        "prompt": config.prompt.model_copy(update=prompt),
-        "generation": config.generation.model_copy(update=generation),
-    }
-    return config.model_copy(update=changes)
-
-
-@dataclass
-class Worker:
-    """A model that writes to a store.
-
-    Attributes:
-        extraction: The model with its settings.
-        out: The store; it need not be there before the first batch.
-        holder: Name under which the process that holds the store does.
-        on_answered: Called for each question of a batch that just got its answers.
-        parts: Parts on their way to the store.
-        load_seconds: Time to load and check the model.
-    """
-
-    extraction: Extraction
-    out: Path | str
-    holder: str = MAIN
-    on_answered: Callable[[], None] = lambda: None
-    parts: PartQueue = field(default_factory=PartQueue)
-    load_seconds: float = 0.0
-
-    @cached_property
-    def writer(self) -> TraceWriter:
-        """Writes to the store, beside the other workers of the process that holds it."""
-        name = f"{self.holder}.{socket.gethostname()}-{os.getpid()}"
-        return open_traces(self.out).member(name)
-
-
-def load_worker(config: ExtractConfig, out: Path | str, holder: str, **settings: Any) -> Worker:
-    """A worker with its model loaded and checked; arguments as of :class:`Worker`.
-
-    Raises:
-        GraphhaluError: If the model cannot be had, or fails its check.
-    """
-    started = time.monotonic()
-    loaded = load_checked(config.model)
-    load_seconds = time.monotonic() - started
-    return Worker(Extraction(config, loaded), out, holder, load_seconds=load_seconds, **settings)
-
-
-def describe(worker: Worker, about: tuple[Mapping[str, Any], int]) -> dict[str, Any]:
-    """What the store of a worker's traces is, and what a user should know.
-
-    Args:
-        worker: The worker.
-        about: What identifies the data set, and how many questions there are.
-
-    Returns:
-        The ``store``, as arguments of :func:`graphhalu.traces.store.open_or_create`, ``notes``
-        for the user, and the ``load_seconds`` of the model.
-    """
-    dataset, n_questions = about
-    found = worker.extraction
-    return {
-        "store": {
-            "configuration": found.identity(dataset),
-            "shape": found.shape,
-            "arrays": found.arrays,
-            "provenance": {**provenance(), "config": found.config.model_dump(mode="json")},
-        },
-        "notes": found.notes(n_questions),
-        "load_seconds": worker.load_seconds,
-    }
-
-
-def expected_bytes(worker: Worker, questions: Sequence[Question]) -> int:
-    """Most bytes on disk of the traces of these questions.
-
-    Raises:
-        UsageError: If the settings do not fit the data set or the model.
-    """
-    return worker.extraction.estimate_bytes([worker.extraction.prompt(question) for question in questions])
-
-
-def extract_batch(worker: Worker, batch: QuestionBatch) -> int:
-    """Answer a batch, and queue what of it is not in the store; gives how many questions.
-
-    Answers are small and traces large: so many questions are answered together, which is fast,
-    and few are replayed together, which is small.
-    """
-    writer, extraction, (first, questions) = worker.writer, worker.extraction, batch
-    done = writer.store.done_question_ids()
-    names = [question.question_id for question in questions]
-    n_new = 0
-    for group in extraction.groups([extraction.prompt(question) for question in questions]):
-        found: dict[str, Prompt] = {}
-        for answered in extraction.generate(group):
-            found[answered.question.question_id] = answered
-            worker.on_answered()
-        for block in part_blocks(extraction, [found[each.question.question_id] for each in group]):
-            left = [each for each in block if each.question.question_id not in done]
-            if not left:
-                continue
-            traces, failures = extraction.traces(left)
-            committed = [each.question.question_id for each in left]
-            worker.parts.put(writer, first + names.index(committed[0]), traces, committed, failures)
-            n_new += len(committed)
-    return n_new
-
-
-def extract_committed(worker: Worker, batch: QuestionBatch) -> int:
-    """As :func:`extract_batch`, and commit it: for workers that may be lost between batches."""
-    worker.writer.store.refresh()
-    with worker.parts:
-        return extract_batch(worker, batch)
-
-
-def part_blocks(extraction: Extraction, answered: Sequence[Prompt]) -> Iterator[list[Prompt]]:
-    """Questions of one part each: as many as make ``part_size`` traces or ``PART_BYTES``."""
-    sizes = {each.question.question_id: extraction.size(each) for each in answered}
-
-    def fits(block: list[Prompt]) -> bool:
-        n_traces = sum(max(1, len(each.answers)) for each in block)
-        n_bytes = sum(sizes[each.question.question_id] for each in block)
-        return n_traces <= extraction.config.part_size and n_bytes <= PART_BYTES
-
-    return grouped(answered, fits)

@@ -9,16 +9,24 @@ import numpy as np
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import DataFileError, GraphhaluError, UsageError
-from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt, letter_spellings
+from graphhalu.datasets.prompts import (
+    DEFAULT_TEMPLATE,
+    EncodedPrompt,
+    build_prompt,
+    encode_prompt,
+    letter_spellings,
+)
 from graphhalu.datasets.prompts import Prompt as RenderedPrompt
 from graphhalu.datasets.question import Question
+from graphhalu.datasets.registry import DATASETS
 from graphhalu.extract.decode import PromptPass
 from graphhalu.extract.forward import Replayed, TokenSequence
 from graphhalu.extract.generate import Answer
-from graphhalu.extract.settings import ExtractConfig
+from graphhalu.extract.settings import ExtractConfig, PromptSettings
 from graphhalu.models.load import LoadedModel
 from graphhalu.traces.schema import TraceRecord
 
+_DTYPES: Final = ("float32", "bfloat16", "float16")
 _OF_QUESTION: Final = (
     *("question_id", "group_id", "answers", "context", "incorrect_answers"),
     *("choices", "correct_choices", "input_label"),
@@ -203,3 +211,42 @@ def trace_record(prompt: Prompt, answer: Answer, sequence: TokenSequence, result
         metadata=metadata,
         **{name: getattr(question, name) for name in _OF_QUESTION},
     )
+
+
+def prompt_template_name(config: ExtractConfig) -> str:
+    """The prompt template that is asked for, or the one that suits the data set."""
+    if config.prompt.template != "auto":
+        return config.prompt.template
+    name = config.dataset.name
+    return DATASETS.get(name).card.template if name in DATASETS else DEFAULT_TEMPLATE
+
+
+def uses_chat(settings: PromptSettings, loaded: LoadedModel) -> bool:
+    """Whether the model's chat template goes around the prompt.
+
+    Raises:
+        UsageError: If it is asked for and there is none.
+    """
+    has_template = getattr(loaded.tokenizer, "chat_template", None) is not None
+    if settings.chat == "on" and not has_template:
+        raise UsageError(
+            "the model has no chat template, and --chat on asks for one\n"
+            "  Use --chat off, or a chat version of the model"
+        )
+    return settings.chat == "on" or (settings.chat == "auto" and has_template)
+
+
+def resolved_config(config: ExtractConfig, loaded: LoadedModel) -> ExtractConfig:
+    """The same with what was left to the model and the data set written out."""
+    is_chat, stop = uses_chat(config.prompt, loaded), config.generation.stop_at_newline
+    model = {"revision": loaded.identity["revision"], "dtype": loaded.identity["dtype"]}
+    if model["dtype"] not in _DTYPES:
+        del model["dtype"]
+    prompt = {"template": prompt_template_name(config), "chat": "on" if is_chat else "off"}
+    generation = {"stop_at_newline": not is_chat if stop is None else stop}
+    changes = {
+        "model": config.model.model_copy(update=model),
+        "prompt": config.prompt.model_copy(update=prompt),
+        "generation": config.generation.model_copy(update=generation),
+    }
+    return config.model_copy(update=changes)

@@ -25,7 +25,8 @@ from graphhalu.core.errors import StoreError, UsageError, WorkerError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.engine.executors import Executor, Progress, SerialExecutor, Workers, no_progress
-from graphhalu.extract.extraction import (
+from graphhalu.extract.settings import ExtractConfig
+from graphhalu.extract.worker import (
     QuestionBatch,
     Worker,
     describe,
@@ -34,7 +35,6 @@ from graphhalu.extract.extraction import (
     extract_committed,
     load_worker,
 )
-from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.cards import resolve_model
 from graphhalu.traces.disk import check_fits
 from graphhalu.traces.local import LocalBackend

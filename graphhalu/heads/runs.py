@@ -19,11 +19,10 @@ from graphhalu.core.errors import NonFiniteError, NotEnoughDataError
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.extraction import uses_chat
 from graphhalu.extract.forward import DeferredPass, body_below_head
 from graphhalu.extract.generate import beam_search
 from graphhalu.extract.hooks import AttentionObserver
-from graphhalu.extract.prompts import generated_answer
+from graphhalu.extract.prompts import generated_answer, uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.heads.table import HeadScores, HeadTable, Trial, mean_of_present
 from graphhalu.labels.match import AliasMatch

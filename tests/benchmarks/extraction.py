@@ -23,9 +23,10 @@ from numcodecs.zstd import Zstd
 
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
-from graphhalu.extract.extraction import Extraction, Worker, extract_batch
+from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.run import question_batches
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig
+from graphhalu.extract.worker import Worker, extract_batch
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import LoadedModel, left_padded, load_model
 from graphhalu.traces.store import TraceStore

@@ -278,9 +278,10 @@ def _store(folder: Path, *, quick: bool) -> Path:
             writer.write_part(0, traces, [trace.record.question_id for trace in traces])
         return path
     from graphhalu.datasets.registry import load_questions
-    from graphhalu.extract.extraction import Extraction, Worker, extract_batch
+    from graphhalu.extract.extraction import Extraction
     from graphhalu.extract.run import question_batches
     from graphhalu.extract.settings import ExtractConfig
+    from graphhalu.extract.worker import Worker, extract_batch
     from graphhalu.models.cards import ModelSpec
     from graphhalu.models.load import load_model
 

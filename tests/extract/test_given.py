@@ -9,7 +9,7 @@ from graphhalu.core.axes import Span
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.extract import run
-from graphhalu.extract.extraction import prompt_template_name
+from graphhalu.extract.prompts import prompt_template_name
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.testing.tiny_models import save_tiny

@@ -131,7 +131,7 @@ def test_a_prompt_that_cannot_be_made_leaves_no_store(config, tmp_path):
 
 
 def test_what_is_no_store_is_told_before_a_model_is_loaded(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("graphhalu.extract.extraction.load_checked", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("graphhalu.extract.worker.load_checked", lambda *_: pytest.fail("loaded"))
     (tmp_path / "a.zarr").mkdir()
     with pytest.raises(UsageError, match="another place with --out"):
         extract(config(), tmp_path / "a.zarr")
@@ -146,7 +146,7 @@ def test_settings_without_effect_are_no_part_of_the_identity(config, tmp_path):
 
 
 def test_parts_stay_within_their_bytes_though_questions_are_answered_together(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("graphhalu.extract.extraction.PART_BYTES", 1)
+    monkeypatch.setattr("graphhalu.extract.worker.PART_BYTES", 1)
     extract(config(num_samples=7, batch_size=8, part_size=8), tmp_path / "a.zarr")
     assert len(open_traces(tmp_path / "a.zarr").parts) == 7
 

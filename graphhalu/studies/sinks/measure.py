@@ -29,7 +29,7 @@ from graphhalu.core.provenance import installed_version
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS, load_questions
 from graphhalu.engine.executors import Progress, no_progress
-from graphhalu.extract.extraction import prompt_template_name, uses_chat
+from graphhalu.extract.prompts import prompt_template_name, uses_chat
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.block import TraceBlock, blocks

@@ -27,9 +27,9 @@ from graphhalu.core.errors import UsageError
 from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.extraction import grouped, resolved_config
+from graphhalu.extract.extraction import grouped
 from graphhalu.extract.forward import DeferredPass, Replayed, TokenSequence, body_below_head, read_likelihood
-from graphhalu.extract.prompts import question_prompt
+from graphhalu.extract.prompts import question_prompt, resolved_config
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.records import QueryMode, SinkCell, SinkRecord, plain_record
