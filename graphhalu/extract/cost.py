@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
+from graphhalu.core.provenance import bfloat16_hint
 from graphhalu.core.registry import unknown_name
 from graphhalu.extract.settings import CaptureSettings, GenerationSettings, trace_shape
 from graphhalu.traces.disk import estimate_bytes
@@ -27,7 +28,7 @@ _LOGIT_ROWS: Final = 64
 """Rows of logits at a time."""
 _PART_TRACES: Final = 64
 _PART_BYTES: Final = 512 * 2**20
-"""Traces that wait for their part to be written, uncompressed, at most."""
+"""Traces of one part, uncompressed, at most: one is written while the next is made."""
 
 
 PAIR_BYTES: Final = 200
@@ -233,7 +234,7 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     # states come from the model in its own format before they are packed
     states = max(work.weight_bytes, 2.0) * len(shape.hidden_layers) * length * size.hidden_size
     logit_rows = min(n_rows * work.batch, _LOGIT_ROWS)
-    waiting = max(raw, min(_PART_TRACES * raw, _PART_BYTES))
+    waiting = 2 * max(raw, min(_PART_TRACES * raw, _PART_BYTES))
     logits = 4.0 * logit_rows * size.vocabulary
     return Cost(
         generate_flops=prefill + steps,
@@ -295,4 +296,5 @@ def planned_cost(plan: PlanSettings) -> dict[str, Any]:
         "device_hours": plan.questions * seconds / 3600,
         "days": plan.questions * seconds / 86_400 / plan.devices,
         "bytes": plan.questions * cost.stored_bytes,
+        "bfloat16": bfloat16_hint(),
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from graphhalu.core.axes import ROW_SUM_TOLERANCE
 from graphhalu.core.errors import GraphhaluError, ModelRefusedError, NonFiniteError
-from graphhalu.core.provenance import provenance
+from graphhalu.core.provenance import bfloat16_hint, provenance
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.gguf import cache_folder
@@ -180,6 +180,7 @@ def examine(model: str) -> dict[str, Any]:
             "cpu_cores": found["cpu_count"],
             "cpu_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+            "bfloat16": bfloat16_hint() or "not native on this CPU",
         },
         "cache": {"folder": str(cache), "free_gib": round(shutil.disk_usage(existing).free / 2**30, 1)},
         "model": check,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core import provenance as module
-from graphhalu.core.provenance import file_sha256, git_state, installed_version, provenance
+from graphhalu.core.provenance import bfloat16_hint, file_sha256, git_state, installed_version, provenance
 
 
 def test_versions_machine_and_time_are_recorded_as_plain_json():
@@ -78,3 +78,21 @@ def test_the_checksum_of_a_folder_changes_with_content_and_names_alone(tmp_path)
     (second / "sub" / "a").rename(second / "sub" / "c")
     (first / "sub" / "a").write_text("z", encoding="utf-8")
     assert len({before, file_sha256(first), file_sha256(second)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "is_native"),
+    [
+        ("flags\t\t: fpu avx512_bf16 amx_tile", True),
+        ("flags\t\t: fpu amx_bf16", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("flags\t\t: fpu avx512f avx512_vnni avx512_bf16x", False),
+        ("model name\t: a bf16 machine", False),
+    ],
+)
+def test_a_cpu_with_bfloat16_is_told_by_what_it_lists(line, is_native, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\nbugs\t\t: none\n")
+    hint = bfloat16_hint(tmp_path / "cpuinfo")
+    assert (hint is not None) == is_native
+    assert hint is None or hint.startswith("--dtype bfloat16 is about 1.4 times as fast")
+    assert bfloat16_hint(tmp_path / "no such file") is None

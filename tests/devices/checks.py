@@ -7,12 +7,16 @@ refuses what CUDA refuses. It sees no numerics, speed or memory of a GPU.
 import json
 import sys
 import tempfile
+from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import simulated_device as sim
 import torch
+from transformers import AutoModelForCausalLM
 
+from graphhalu.detectors.gnn.task import GraphTask
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.settings import DetectorSpec
 from graphhalu.extract.capture import reads_values
@@ -24,7 +28,8 @@ from graphhalu.extract.settings import CaptureSettings, ExtractConfig, trace_sha
 from graphhalu.models.check import check_model
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.testing.contracts.detectors import planted_data
-from graphhalu.testing.tiny_models import save_tiny
+from graphhalu.testing.tiny_models import save_tiny, tiny_model
+from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.store import open_traces
 
 # Lightning prints numbers of one element, which the simulation does not format
@@ -83,6 +88,80 @@ def extraction(family):
             for key, values in found["cpu"].items():
                 if key[1] != "argmax_key" and "edge" not in key[1]:
                     np.testing.assert_allclose(values, found["cuda"][key], atol=2e-2, err_msg=f"{name} {key}")
+
+
+def recording(family):
+    """A replay waits for the device as often at any depth, and keeps there what it keeps on the CPU."""
+    generator, waits, kernels = np.random.default_rng(7), {}, {}
+    names = ("attention", "attention_fixed", "hidden", "hidden_rows", "received", "span_mass", "edge_key")
+    names += ("token_ids", "token_logprob", "edge_weight", "dropped_mass", "row_entropy", "value_norm")
+    lengths = ((23, 11, 0), (19, 13, 5), (7, 2, 0), (29, 17, 16), (5, 3, 1))
+    sequences = [
+        TokenSequence(
+            generator.integers(3, 40, n), np.full(n, 3, dtype=np.uint8), prompt, start, ((4,), (5,))
+        )
+        for n, prompt, start in lengths
+    ]
+    for n_layers in (3, 7):
+        config = deepcopy(tiny_model(family)[0].config)
+        config.num_hidden_layers = n_layers
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        shape = TraceShape(
+            n_layers=n_layers,
+            n_heads=config.num_attention_heads,
+            n_kv_heads=config.num_key_value_heads,
+            hidden_size=config.hidden_size,
+            attention_layers=tuple(range(n_layers)),
+            hidden_layers=tuple(range(n_layers + 1)),
+            layer_windows=(None,) * n_layers,
+            n_edges=3,
+        )
+        for broken in (False, True):
+            if broken:  # the third sequence alone has this token
+                sequences[2].token_ids[4] = 41
+                with torch.no_grad():
+                    model.get_input_embeddings().weight[41] = torch.nan
+            settings = {"shape": shape, "arrays": names, "row_chunk": 11}
+            expected = replay(model, sequences, **settings)
+            with sim.simulated() as log:
+                moved = sim.to_device(deepcopy(model))
+                found = replay(moved, sequences, **settings)
+                log.clear()
+                replay(moved, sequences, shape=shape, arrays=names)
+                kinds = [(what, n) for (_, what), n in log.syncs.items()]
+            for ours, theirs in zip(found, expected, strict=True):
+                assert ours.failure == theirs.failure
+                assert ours.arrays.keys() == theirs.arrays.keys()
+                for name, values in theirs.arrays.items():
+                    np.testing.assert_array_equal(ours.arrays[name], values, err_msg=name)
+                np.testing.assert_allclose(ours.option_logprobs, theirs.option_logprobs, atol=1e-6)
+            assert [each.failure is not None for each in found] == [False, False, broken, False, False]
+        waits[n_layers] = sum(n for what, n in kinds if "non_blocking" not in what)
+        copies = sum(n for what, n in kinds if "non_blocking" in what)
+        assert copies <= 3 * n_layers + 12, kinds
+        kernels[n_layers] = log.n_kernels
+    assert waits[3] == waits[7] <= 6, waits
+    assert kernels[7] - kernels[3] <= 4 * 110, kernels
+
+
+def steps(name):
+    """A step of training waits for the device twice at most."""
+    data, marks, step = planted_data(61), [], GraphTask.training_step
+    with sim.simulated() as log:
+
+        def counted(task, batch, batch_index):
+            waits = sum(n for (_, what), n in log.syncs.items() if "non_blocking" not in what)
+            marks.append((batch_index, waits))
+            return step(task, batch, batch_index)
+
+        GraphTask.training_step = counted
+        settings = {"epochs": 2, "accelerator": "gpu", "n_folds": 2, "batch_size": 5}
+        detector = DetectorSpec(name, settings, factory=DETECTORS.get(name)).make(0)
+        detector.fit(data.traces, data.labels, data.split)
+    within = [after - before for (_, before), (number, after) in pairwise(marks) if number > 0]
+    assert len(within) >= 8
+    assert max(within) <= 2, within
 
 
 def training(name):

@@ -16,7 +16,9 @@ SIMULATION = ROOT.parent / "shared" / "devices"
 CHECKS = [
     ("load", "falcon"),
     ("extraction", "llama"),
+    ("recording", "llama"),
     ("training", "gat"),
+    ("steps", "gat"),
     ("spread", "gemma3_text"),
     ("streaming", "llama"),
 ]

@@ -8,7 +8,16 @@ from transformers.masking_utils import sliding_window_causal_mask_function as sl
 from graphhalu.core.axes import RowRange
 from graphhalu.core.errors import ModelRefusedError
 from graphhalu.extract import capture
-from graphhalu.extract.capture import CHUNK_BYTES, MaskRecipe, mask_placeholder, recipe_of, row_chunks
+from graphhalu.extract.capture import (
+    CHUNK_BYTES,
+    MaskRecipe,
+    capture_note,
+    capturing,
+    mask_placeholder,
+    recipe_of,
+    row_chunks,
+)
+from graphhalu.testing.tiny_models import tiny_model
 
 N_TOKENS = 13
 
@@ -71,3 +80,51 @@ def test_chunks_cover_the_rows_once_and_fit_the_memory(rows):
 def test_a_single_row_that_does_not_fit_is_a_chunk_of_its_own():
     query = torch.empty(1, 2**20, 1, 1).expand(4, -1, -1, -1)
     assert list(row_chunks(RowRange(5, 8), query, None)) == [(5, 6), (6, 7), (7, 8)]
+
+
+def test_a_gpu_has_few_chunks_a_layer_and_a_cpu_small_ones():
+    whole = RowRange(0, 4096)
+    on_gpu, on_cpu = (
+        list(row_chunks(whole, torch.empty(1, 32, 4096, 1, device=place), None)) for place in ("meta", "cpu")
+    )
+    assert len(on_gpu) == 4
+    assert len(on_cpu) > 100
+    for chunks in (on_gpu, on_cpu):
+        assert [row for start, stop in chunks for row in range(start, stop)] == list(range(4096))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_model_in_half_precision_is_recorded_in_float32(family, dtype):
+    model, _ = tiny_model(family)
+    model = model.to(dtype)
+    seen = []
+
+    class Observer:
+        def wanted_rows(self, layer):
+            return RowRange(0, 13)
+
+        def rows(self, layer, row_start, weights):
+            seen.append(weights)
+
+        def values(self, layer, value):
+            assert value.dtype == dtype
+
+    tokens = torch.arange(3, 16)[None]
+    with torch.inference_mode():
+        with capturing(model, Observer(), row_chunk=5):
+            logits = model(input_ids=tokens, use_cache=False).logits
+        plain = model(input_ids=tokens, use_cache=False).logits
+    assert len(seen) == 3 * model.config.get_text_config().num_hidden_layers
+    for weights in seen:
+        assert weights.dtype == torch.float32
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]), atol=1e-6, rtol=0)
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.float(), plain.float(), atol=0.02, rtol=0.02)
+
+
+def test_a_model_that_is_captured_by_hooks_says_what_half_precision_costs():
+    model, _ = tiny_model("falcon")
+    assert "within" not in capture_note(model)
+    assert "rows of torch.bfloat16 sum to 1 within 0.004 only" in capture_note(model.to(torch.bfloat16))
+    assert capture_note(tiny_model("llama")[0].to(torch.bfloat16)) is None

@@ -128,6 +128,13 @@ def test_the_command_multiplies_by_questions_and_parts_by_devices(capsys):
     assert "state your own" in said.err
 
 
+@pytest.mark.parametrize("hint", ["half is faster here", None])
+def test_the_plan_says_where_half_precision_is_faster(hint, monkeypatch, capsys):
+    monkeypatch.setattr("graphhalu.extract.cost.bfloat16_hint", lambda: hint)
+    assert run(["plan", "--parameters", "7e9"]) == 0
+    assert ("half is faster here" in capsys.readouterr().err) == (hint is not None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

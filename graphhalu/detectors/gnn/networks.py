@@ -31,6 +31,20 @@ MAX_RANK: Final = 16
 """Combinations of heads that a layer keeps; all of them where a layer has no more heads."""
 
 
+class LayerLinear(HeteroLinear):
+    """A linear map for each layer; on a GPU without a wait for it, where PyG reads how many rows each has."""
+
+    def forward(self, x: Tensor, type_vec: Tensor) -> Tensor:
+        """Rows by the map of their layer."""
+        if x.device.type == "cpu":
+            return super().forward(x, type_vec)
+        out = x.new_zeros(len(x), self.out_channels)
+        for number, weight in enumerate(self.weight):
+            mapped = x @ weight if self.bias is None else x @ weight + self.bias[number]
+            out = torch.where((type_vec == number)[:, None], mapped, out)
+        return out
+
+
 class AttentionMass(nn.Module):
     """Sums of attention over the edges of a query, which keep absolute mass.
 
@@ -52,8 +66,8 @@ class AttentionMass(nn.Module):
     def __init__(self, channels: int, edge_dim: int, n_layers: int) -> None:
         super().__init__()
         rank = min(edge_dim, MAX_RANK)
-        self.heads = HeteroLinear(edge_dim, rank, n_layers, bias=False)
-        self.of_span = HeteroLinear(N_SPANS * rank, channels, n_layers)
+        self.heads = LayerLinear(edge_dim, rank, n_layers, bias=False)
+        self.of_span = LayerLinear(N_SPANS * rank, channels, n_layers)
         self.sum = SumAggregation()
 
     def forward(self, graph: "Edges") -> Tensor:
@@ -83,8 +97,9 @@ class Edges:
         self.index, self.attr = batch.edge_index, batch.edge_attr
         self.span, self.layer = batch.span, batch.layer_index
         if is_last:
-            is_needed = batch.is_readout[self.index[1]]
-            self.index, self.attr = self.index[:, is_needed], self.attr[is_needed]
+            # places and not a mask, which waits for a GPU each time it is used
+            needed = batch.is_readout[self.index[1]].nonzero()[:, 0]
+            self.index, self.attr = self.index[:, needed], self.attr[needed]
 
 
 class Readout(nn.Module):
@@ -115,8 +130,8 @@ class Readout(nn.Module):
         else:
             place = batch.batch * self.n_layers + batch.layer_index
             n_places = batch.num_graphs * self.n_layers
-            is_read = batch.is_readout
-            pooled = self.pool(hidden[is_read], place[is_read], dim_size=n_places)
+            read = batch.is_readout.nonzero()[:, 0]
+            pooled = self.pool(hidden[read], place[read], dim_size=n_places)
             states = pooled.view(batch.num_graphs, -1)
         logits: Tensor = self.head(states)[:, 0]
         return logits

@@ -47,6 +47,10 @@ class GraphTask(pl.LightningModule):
         # a buffer, so that it comes back from other processes too
         self.register_buffer("progress", torch.tensor([torch.inf, -1, 0], dtype=torch.float64))
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch without a wait for the device."""
+        return batch.to(device, non_blocking=True)
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of some traces."""
         loss = self._loss(self.network(batch), batch)
@@ -143,7 +147,12 @@ def train(
     task = GraphTask(network, positive_weight, config)
     best = BestWeights(config.patience)
     batches: Any = list(DataLoader(stopping, config.batch_size))  # the same ones after every epoch
-    loaders = [DataLoader(training, config.batch_size, shuffle=True), PlainLoader(batches, batch_size=None)]
+    # only from page-locked memory does a copy not wait for the device
+    has_pinned = accelerator(config) == "cuda" and torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+    loaders = [
+        DataLoader(training, config.batch_size, shuffle=True, pin_memory=has_pinned),
+        PlainLoader(batches, batch_size=None, pin_memory=has_pinned),
+    ]
     network.train()  # Lightning leaves the mode as it finds it
     trainer = make_trainer(config, best, log_folder)
     with quiet_lightning():
