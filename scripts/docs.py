@@ -222,7 +222,7 @@ def feature_pages() -> dict[str, str]:
             "## Formula\n\n" + formula(feature.formula) + f"\n\n`{feature.formula}`",
             "## Source\n\n" + feature.source,
             facts(about),
-            f"<!-- not executed: a store is named -->\n```bash\ngraphhalu features STORE --names {name}\n```",
+            f"<!-- not executed: a store is named -->\n```bash\ngraphhalu features STORE --features {name}\n```",
         )
     return pages
 

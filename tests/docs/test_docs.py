@@ -7,15 +7,19 @@ import shlex
 import sys
 
 import pytest
+from typer.main import get_command
 
 import docs
-from graphhalu.cli.main import run
+from graphhalu.cli.main import app, run
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.features.registry import FEATURES
 
 PAGES = sorted(path for path in docs.DOCS.rglob("*.md") if path.parent.name != "notebooks")
 NOTEBOOKS = sorted((docs.DOCS / "notebooks").glob("[0-9]*.md"))
+BESIDE = [
+    docs.ROOT / name for name in ("README.md", "graphhalu/extract/COST.md", "graphhalu/traces/FORMAT.md")
+]
 LANGUAGES = {"bash", "python", "text", "toml"}
 
 
@@ -104,6 +108,31 @@ def test_there_is_a_page_for_each_detector_feature_data_set_labeller_and_command
     commands = docs.command_pages()
     assert {"extract", "serve", "show-detectors", "heads-retrieval"} <= set(commands)
     assert "--max-batch" in commands["serve"]
+
+
+def commands_shown():
+    """Every command of graphhalu that README, pages, notebooks and generated pages show, executed or not."""
+    texts = [path.read_text(encoding="utf-8") for path in (*BESIDE, *PAGES, *NOTEBOOKS)]
+    for make in (docs.detector_pages, docs.feature_pages, docs.dataset_pages, docs.labeller_pages):
+        texts += make().values()
+    for text in texts:
+        for block in docs.blocks(text):
+            if block.language == "bash":
+                yield from (line for line in block.text.splitlines() if line.startswith("graphhalu "))
+
+
+def test_commands_that_are_not_executed_exist_too_with_their_options():
+    seen = 0
+    for line in commands_shown():
+        command, words = get_command(app), shlex.split(line, comments=True)[1:]
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        context = command.make_context("graphhalu", [], resilient_parsing=True)
+        known = {name for each in command.get_params(context) for name in (*each.opts, *each.secondary_opts)}
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= known, line
+        seen += bool(given)
+    assert seen > 200
 
 
 def test_every_formula_is_drawn():
