@@ -72,7 +72,8 @@ def copied() -> None:
         "figures.md": ROOT / "tests/benchmarks/RESULTS.md",
     }
     for name, path in beside.items():
-        shutil.copy(path, SOURCE / name)
+        text = path.read_text(encoding="utf-8").replace("](docs/", "](")
+        (SOURCE / name).write_text(text, encoding="utf-8")
 
 
 def figures() -> dict[str, list[tuple[str, Mapping[str, str]]]]:
@@ -89,18 +90,29 @@ def formula(text: str) -> str:
     """A plain formula as MathML, which browsers draw without a script; as code if it cannot be read."""
     from latex2mathml.converter import convert
 
-    tex = text.replace("|", r"\vert ").replace("#{", r"\#\{").replace("{", r"\{", 0)
-    tex = re.sub(r"\b(mean|max|min|log|exp|std|var|top|softmax|median|cos|sum)\b", r"\\operatorname{\1}", tex)
-    tex = re.sub(r"\b(alpha|lambda|epsilon|sigma|mu)\b", r"\\\1", tex)
+    tex = re.sub(r"([#{}%])", r"\\\1", text)
     tex = re.sub(r"_\(([^()]*(?:\([^()]*\)[^()]*)*)\)", r"_{\1}", tex)
-    tex = re.sub(r"\bin\b", r"\\in", tex).replace(">=", r"\ge ").replace("<=", r"\le ").replace("<", r"\lt ")
-    tex = tex.replace(r"\operatorname{sum}", r"\sum").replace(r"\operatorname{log}", r"\log")
-    words = re.compile(r"(?<![\\\w{])([a-z]{3,}(?: [a-z]+)*)(?![\w}])")
-    tex = words.sub(lambda match: rf"\text{{ {match[1]} }}", tex)
+    tex = re.sub(r"(?<=\b[a-z])_([a-z]{2,})", r"_{\1}", tex)
+    tex = re.sub(r"(?<=\b[a-z]) in (?=[a-z])", r" \\in ", tex)
+    tex = re.sub(r"\b1e-(\d+)", r"10^{-\1}", tex)
+    for plain, drawn in {"|": r"\vert ", ">=": r"\ge ", "<=": r"\le ", "<": r"\lt ", "…": r"\ldots "}.items():
+        tex = tex.replace(plain, drawn)
+    tex = re.sub(r"(?<![\\\w])[A-Za-z]{2,}(?:_[a-z0-9]{2,})*(?=([(\[_]?))(?![A-Za-z0-9])", word, tex)
     try:
         return f'<div style="overflow-x: auto">{convert(tex, display="block")}</div>'
     except Exception:  # noqa: BLE001 - any formula has a plain form
         return f"`{text}`"
+
+
+def word(match: re.Match[str]) -> str:
+    """A word of a formula in LaTeX: a Greek letter, a function, or text."""
+    found, behind = match[0], match[1]
+    if found in {"alpha", "epsilon"} or (found == "sum" and behind == "_"):
+        return rf"\{found} "
+    if behind or found in {"cos", "exp", "log", "max", "mean", "median", "min", "softmax", "std", "sum"}:
+        return rf"\operatorname{{{found}}}"
+    text = found.replace("_", r"\_")
+    return rf"\text{{ {text} }}"
 
 
 def page(title: str, *parts: str) -> str:
@@ -158,7 +170,7 @@ def detector_pages() -> dict[str, str]:
             lines = [figure_row(store, row) for store, row in measured[name]]
             head = "| store | AUROC | average precision | fit, s | ms an answer |\n|---|---|---|---|---|"
             own = "\n".join(
-                ["## Measured", "", head, *lines, "", "95 % over questions; `figures.md` says how."]
+                ["## Measured", "", head, *lines, "", "95 % over questions; [how](../../figures.md)."]
             )
         pages[name] = page(
             name,
@@ -210,7 +222,7 @@ def feature_pages() -> dict[str, str]:
             "## Formula\n\n" + formula(feature.formula) + f"\n\n`{feature.formula}`",
             "## Source\n\n" + feature.source,
             facts(about),
-            f"<!-- not executed: a store is named -->\n```bash\ngraphhalu features STORE --names {name}\n```",
+            f"<!-- not executed: a store is named -->\n```bash\ngraphhalu features STORE --features {name}\n```",
         )
     return pages
 
@@ -251,7 +263,9 @@ def labeller_pages() -> dict[str, str]:
 
     pages = {}
     for name, kind in LABELLERS.load_all()[0].items():
-        said = inspect.getdoc(kind) or ""
+        said = re.sub(r"\n(Args|Source):\n", r"\n## \1\n\n", inspect.getdoc(kind) or "")
+        said = re.sub(r"^    ([a-z]\w*): ", r"- `\1`: ", said, flags=re.MULTILINE)
+        said = re.sub(r"^    (?=\S)", "", said, flags=re.MULTILINE).replace("## Args", "## Settings")
         said = re.sub(r":(?:func|data|class):`[~.]?([\w.]+)`", r"`\1`", said).replace("``", "`")
         command = (
             f"<!-- not executed: a store is named -->\n```bash\ngraphhalu label STORE --labeller {name}\n```"
@@ -280,7 +294,8 @@ def command_pages() -> dict[str, str]:
         context = command.make_context(words, [], resilient_parsing=True)
         rows = []
         for parameter in command.get_params(context):
-            name = ", ".join(f"`{each}`" for each in parameter.opts) or f"`{parameter.name}`"
+            names = [*parameter.opts, *parameter.secondary_opts]
+            name = ", ".join(f"`{each}`" for each in names) or f"`{parameter.name}`"
             default = parameter.default
             shown = "" if default in (None, False, ()) or callable(default) else f"`{default}`"
             rows.append(f"| {name} | {shown} | {cell(getattr(parameter, 'help', '') or '')} |")
@@ -373,12 +388,17 @@ def write_ipynb(folder: Path) -> None:
         (folder / f"{path.stem}.ipynb").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """A page without the roles that docstrings write before a name, for mkdocs."""
+    return re.sub(r":(?:attr|class|data|func|meth|mod):(?=<)", "", html)
+
+
 def build() -> None:
     """The site."""
     copied()
     generated()
     write_ipynb(SOURCE / "notebooks")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(SITE)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(SITE)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     print(f"{sum(1 for _ in SITE.rglob('*.html'))} pages in {SITE.relative_to(ROOT)}")

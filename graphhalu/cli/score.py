@@ -11,6 +11,7 @@ from graphhalu.cli import library
 from graphhalu.cli.options import Place, command
 from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
 from graphhalu.core.errors import DetectorMismatchError, GraphhaluError, UsageError
+from graphhalu.core.files import shown as quoted
 
 Share = Annotated[float, typer.Option(min=0, max=1)]
 
@@ -112,7 +113,7 @@ def chosen_scorer(
     Raises:
         UsageError: If there is none.
     """
-    run: Path | str = detector or newest_run() or library.DEFAULT_READY
+    run: Path | str = detector or newest_run(detector_class) or library.DEFAULT_READY
     scorer = library.load_detector(run, detector_class=detector_class, **where)
     fallback = f"{run}-likelihood"
     if where["name"] is not None and fallback in library.ready_names():
@@ -133,8 +134,8 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def newest_run() -> Path | None:
-    """The newest trained detector whose description can be read; others are passed over."""
+def newest_run(detector_class: str | None = None) -> Path | None:
+    """The newest trained detector that can be read, of this class if one is named; others are passed over."""
     runs = Path("data/runs")
     found = sorted(runs.glob("*/detector/detector.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(found):
@@ -144,9 +145,12 @@ def newest_run() -> Path | None:
         except GraphhaluError as error:
             say(f"passed over {run}, which cannot be read: {str(error).splitlines()[0]}")
             continue
-        if known.get("class") is None or known["name"] in library.DETECTORS:
+        kind = known.get("class")
+        is_registered = kind is None or known["name"] in library.DETECTORS
+        if is_registered if detector_class is None else kind == detector_class:
             return run
-        say(f"passed over {run}, of a class that is not registered: name it with --detector-class")
+        if not is_registered:
+            say(f"passed over {run}, of a class that is not registered: --detector-class {quoted(kind)}")
     return None
 
 

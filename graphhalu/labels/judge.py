@@ -40,7 +40,7 @@ class ModelJudge(Labeller):
     number format give other labels: all three stand in the settings.
 
     A judge is worth what its model is: measure its agreement with ``match`` or with answers read
-    by hand before trusting it (``graphhalu labels``).
+    by hand before trusting it (``graphhalu show labels``).
 
     Args:
         model: Alias, hub id, folder or GGUF file of the judge.

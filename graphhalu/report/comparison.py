@@ -135,7 +135,8 @@ def terminal_table(result: Result) -> RichTable:
         name = f"{row.detector} {CONTROL_MARK}" if row.is_control else row.detector
         rows.append({"row": row, "name": name, "letters": letters, **narrow, **failed})
     values = {**vars(result), "labels": result.labeller.get("name", ABSENT)}
-    notes = [_say("size", **values), *(result.notes if result.level == "answer" else ()), *_notes(result)]
+    notes = [_say("size", **values), small_class_warning(result) or ""]
+    notes = [*filter(None, notes), *(result.notes if result.level == "answer" else ()), *_notes(result)]
     notes.append("in: " + ", ".join(f"{letter} {name}" for name, letter in _INPUT_LETTERS.items()))
     notes += [f"{row.detector} failed: {row.failure}" for row in result.rows if row.failure]
     described = read_text("comparison")["tables"]["terminal"]

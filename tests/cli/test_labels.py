@@ -57,6 +57,20 @@ def test_a_store_is_labelled_under_two_names_and_both_are_looked_at(store, capsy
     assert set(found["labellers"]["rouge"]["categories"]) == {"a", "b", "c"}
 
 
+@pytest.mark.parametrize("n_cut", [0, 3])
+def test_answers_that_were_cut_name_the_option_for_longer_ones(n_cut, tmp_path, capsys):
+    traces, _ = planted_traces(7)
+    ended = [replace(trace.record, is_finished=i >= n_cut, answer="so") for i, trace in enumerate(traces)]
+    made = TraceStore.create(tmp_path / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS))
+    with made.writer() as writer:
+        parts = [
+            Trace(record, trace.shape, trace.arrays) for record, trace in zip(ended, traces, strict=True)
+        ]
+        writer.write_part(0, parts, [record.question_id for record in ended])
+    out = said(capsys, ["label", str(tmp_path / "a.zarr")]).out
+    assert ("3  cut by the token limit" in out) == ("--max-new-tokens" in out) == bool(n_cut)
+
+
 def test_missing_labels_are_made_and_shown_as_tables_with_examples(store, capsys):
     arguments = ["labels", "--labellers", "match, rouge,given", "--examples", "1"]
     text = said(capsys, arguments).out

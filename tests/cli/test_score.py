@@ -45,6 +45,22 @@ def test_a_newest_run_that_cannot_be_read_is_passed_over_and_named(capsys, tmp_p
     assert line.startswith(f"passed over {broken}, which cannot be read: ")
 
 
+def test_the_newest_run_of_a_class_of_ones_own_is_taken_where_the_class_is_named(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    own = saved_run("own", WHOLE.replace('"length"', '"Gine", "class": "gine:Gine"'), 20)
+    other = saved_run("other", WHOLE.replace('"length"', '"Gat", "class": "nets:Gat"'), 10)
+    assert newest_run() is None
+    assert capsys.readouterr().err.splitlines() == [
+        f"passed over {other}, of a class that is not registered: --detector-class 'nets:Gat'",
+        f"passed over {own}, of a class that is not registered: --detector-class 'gine:Gine'",
+    ]
+    assert newest_run("gine:Gine") == own
+    saved_run("registered", WHOLE, 0)
+    assert newest_run("gine:Gine") == own
+
+
 def test_a_run_that_cannot_be_read_is_no_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved_run("broken", "{", 10)

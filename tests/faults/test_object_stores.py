@@ -18,7 +18,6 @@ from graphhalu.core.errors import (
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store, read_labels
 from graphhalu.traces import remote
-from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.remote import RemoteBackend
 from graphhalu.traces.store import open_or_create, open_traces, storage_backend
 from graphhalu.traces.verify import verify_store
@@ -262,7 +261,9 @@ def test_a_store_without_its_package_names_the_extra(url, monkeypatch, capsys):
 
 def test_file_addresses_are_folders(tmp_path):
     place = storage_backend(f"file://{tmp_path}/a%20b.zarr")
-    assert isinstance(place, LocalBackend)
+    assert not place.exists()
+    (tmp_path / "a b.zarr").mkdir()
+    assert place.exists()
     assert place.path == tmp_path / "a b.zarr"
 
 

@@ -1,6 +1,8 @@
 import re
+from dataclasses import replace
 from typing import get_args
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -46,6 +48,17 @@ def test_the_terminal_shows_intervals_in_brackets_and_not_as_markup(result):
     text = printed(result, 150)
     assert "[.801,.901]" in text
     assert "[low, high]: 95% bootstrap over questions" in text
+
+
+@pytest.mark.parametrize(("n_kept", "is_warned"), [(29, True), (30, False)])
+def test_few_tested_answers_are_said_below_the_table(make, n_kept, is_warned):
+    whole = make({"gat": 0.5})
+    samples = whole.samples.to_pylist()
+    kept = [each for each in samples if each["label"] == 1][:n_kept]
+    kept += [each for each in samples if each["label"] == 0]
+    few = replace(whole, samples=pa.Table.from_pylist(kept, schema=whole.samples.schema))
+    text = " ".join(printed(few, 150).split())
+    assert ("Only 29 hallucinated answers are tested" in text) == is_warned
 
 
 def test_a_detector_name_in_brackets_is_shown_as_it_is(make, row):
