@@ -8,8 +8,8 @@ import torch
 
 from graphhalu.datasets.prompts import build_prompt, encode_prompt, spellings
 from graphhalu.datasets.question import Question
+from graphhalu.extract.beams import Answer
 from graphhalu.extract.forward import DeferredPass, body_below_head, option_logprobs
-from graphhalu.extract.generate import Answer
 from graphhalu.extract.prompts import Prompt
 from graphhalu.models.load import LoadedModel, left_padded
 

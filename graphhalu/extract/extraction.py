@@ -15,11 +15,12 @@ from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.datasets.prompts import EncodedPrompt
 from graphhalu.datasets.question import Question
 from graphhalu.extract.ask import SelfQuestions
+from graphhalu.extract.beams import Answer
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.contrast import REPLAYED, Contrast
 from graphhalu.extract.decode import GROWTH, PromptPass
 from graphhalu.extract.forward import Replayed, TokenSequence
-from graphhalu.extract.generate import Answer, beam_search, sample_draws, shared_decoding_fault
+from graphhalu.extract.generate import beam_search, sample_draws, shared_decoding_fault
 from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, resolved_config, trace_record
 from graphhalu.extract.replay import Kept, prefill, replay, replay_behind
 from graphhalu.extract.settings import ExtractConfig, trace_shape

@@ -19,11 +19,12 @@ from transformers.cache_utils import Cache
 
 from graphhalu.core.axes import N_SPANS, RowRange, Span
 from graphhalu.core.errors import UsageError
+from graphhalu.extract.beams import Answer
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.decode import GrowingLayer
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.forward import STATISTICS, Replayed, TokenSequence, token_statistics
-from graphhalu.extract.generate import Answer, shared_decoding_fault
+from graphhalu.extract.generate import shared_decoding_fault
 from graphhalu.extract.prompts import Prompt, generated_answer, trace_record
 from graphhalu.models.load import left_padded
 from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, TraceShape

@@ -19,9 +19,9 @@ from graphhalu.datasets.prompts import (
 from graphhalu.datasets.prompts import Prompt as RenderedPrompt
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
+from graphhalu.extract.beams import Answer
 from graphhalu.extract.decode import PromptPass
 from graphhalu.extract.forward import Replayed, TokenSequence
-from graphhalu.extract.generate import Answer
 from graphhalu.extract.settings import ExtractConfig, PromptSettings
 from graphhalu.models.load import LoadedModel
 from graphhalu.traces.schema import TraceRecord

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphhalu.extract import generate
-from graphhalu.extract.generate import Beams
+from graphhalu.extract import beams as module
+from graphhalu.extract.beams import Beams
 
 
 def slow_beam_search(table, n_beams, max_steps, stop):
@@ -69,7 +69,7 @@ def test_a_batch_of_chains_gives_the_beams_of_the_slow_search(
         # another table at every step: a chain that does not change has exact ties
         logits = generator.normal(size=(max_steps, n_tokens, n_tokens)) * 2
         tables.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-    with mock.patch.object(generate, "_WIDEST", widest):  # both ways to find the likeliest
+    with mock.patch.object(module, "_WIDEST", widest):  # both ways to find the likeliest
         found = fast_beam_search(tables, n_beams, max_steps, stop)
     for table, candidates in zip(tables, found, strict=True):
         expected = slow_beam_search(table, n_beams, max_steps, stop)

@@ -22,9 +22,10 @@ from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt, require_span
 from graphhalu.datasets.question import Question
 from graphhalu.engine.executors import Progress, no_progress
+from graphhalu.extract.beams import Answer
 from graphhalu.extract.decode import Decoder, decoding
 from graphhalu.extract.forward import Replayed, TokenSequence, read_likelihood
-from graphhalu.extract.generate import Answer, beam_search
+from graphhalu.extract.generate import beam_search
 from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
