@@ -48,15 +48,18 @@ KEPT_MASK_BYTES: Final = 8 * 2**20
 """Masks of all chunks together are kept for the next layers if they are no larger than this."""
 
 
-_Capture = tuple[AttentionObserver, int | None, str]
-"""Who observes, query rows at a time, and the fast attention of the model."""
+_Attend = Callable[..., tuple[Tensor, Tensor]]
+_Capture = tuple[AttentionObserver, int | None, str, _Attend | None]
+"""Who observes, query rows at a time, the fast attention of the model, and how one row attends."""
 
 _ACTIVE: ContextVar[_Capture | None] = ContextVar("graphhalu_capture", default=None)
 _ATTENTION: WeakKeyDictionary[nn.Module, tuple[tuple[nn.Module, ...], int]] = WeakKeyDictionary()
 
 
 @contextmanager
-def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int | None = None) -> Iterator[None]:
+def capturing(
+    model: Any, observer: AttentionObserver, *, row_chunk: int | None = None, one_row: _Attend | None = None
+) -> Iterator[None]:
     """Run the model with its attention handed to ``observer``, then restore what was set.
 
     Args:
@@ -64,6 +67,7 @@ def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int | None 
         observer: Receives every layer's weights and values.
         row_chunk: Query rows that are computed at a time; by default as many as fit
             ``CHUNK_BYTES``.
+        one_row: Attention of a pass of one row a sequence; by default the model's own eager one.
 
     Raises:
         ModelRefusedError: If the attention of this model cannot be had at all.
@@ -76,7 +80,7 @@ def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int | None 
     AttentionMaskInterface.register(CAPTURE_NAME, mask_placeholder)
     before = attention_implementation(model)
     model.set_attn_implementation(CAPTURE_NAME)
-    token = _ACTIVE.set((observer, row_chunk, before))
+    token = _ACTIVE.set((observer, row_chunk, before, one_row))
     try:
         if attention_implementation(model) != CAPTURE_NAME:
             raise ModelRefusedError(f"{type(model).__name__} does not take an attention function of its own")
@@ -121,7 +125,7 @@ def capture_attention(
     """
     capture = _ACTIVE.get()
     assert capture is not None, "the capture function runs inside capturing() only"
-    observer, row_chunk, fast = capture
+    observer, row_chunk, fast, one_row = capture
     layer: int = module.layer_idx  # type: ignore[assignment]
     recipe = recipe_of(attention_mask, type(module).__name__)
 
@@ -130,7 +134,8 @@ def capture_attention(
 
     def of_rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Output and weights of some rows."""
-        eager, mask = own_eager_attention(module), recipe.rows(start, stop).to(query.device)
+        eager = own_eager_attention(module) if one_row is None or query.shape[2] > 1 else one_row
+        mask = recipe.rows(start, stop).to(query.device)
         queries = query[:, :, start - rows.start : stop - rows.start]
         return eager(module, queries, key[:, :, :stop], value[:, :, :stop], mask, **settings)
 
@@ -165,7 +170,7 @@ def row_chunks(rows: RowRange, query: Tensor, row_chunk: int | None) -> Iterator
         start = stop
 
 
-def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+def own_eager_attention(module: nn.Module) -> _Attend:
     """The eager attention function of the file that defines this attention module.
 
     Raises:
