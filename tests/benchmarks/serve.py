@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Self
 
+import numpy as np
 import psutil
 import torch
 import uvicorn
+from transformers import StoppingCriteria
 
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.extract.live import LiveAnswer, LiveBatch
@@ -45,70 +47,76 @@ def _seconds(run: Callable[[], Any], n_times: int) -> float:
     return statistics.median(found)
 
 
-def _overhead(scorer: AnswerScorer, *, n_tokens: int, n_times: int) -> dict[str, Any]:
-    """Greedy decoding with a score for each token beside decoding without, step by step in turns.
+class _Turns(StoppingCriteria):
+    """Lets live answers take a step after each of ``generate``; a busy machine meets all alike that way.
 
-    A busy machine meets both alike that way. Medians over the repeats; transformers' ``generate`` runs
-    between them.
+    Args:
+        batches: Each with one answer; by name.
+        steps: What a step of each does.
     """
+
+    def __init__(self, batches: dict[str, LiveBatch], steps: dict[str, Callable[[], Any]]) -> None:
+        self.batches, self.steps, self.n_calls = batches, steps, 0
+        self.seconds = {name: np.zeros(2) for name in steps}
+
+    def timed(self, name: str, work: Callable[[], Any]) -> None:
+        """Add the seconds of processor and clock that some work takes."""
+        with self.batches[name].decoding():
+            started = _clocks()
+            work()
+            self.seconds[name] += _clocks() - started
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.n_calls += 1
+        for name in sorted(self.steps, reverse=bool(self.n_calls % 2)):
+            if self.batches[name].answers:
+                self.timed(name, self.steps[name])
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def _clocks() -> np.ndarray:
+    return np.array([time.process_time(), time.perf_counter()])
+
+
+def _overhead(scorer: AnswerScorer, *, n_tokens: int, n_times: int) -> dict[str, Any]:
+    """Greedy decoding: transformers' ``generate``, ours without scores, and ours with one for each token."""
     extraction = scorer.extraction("generated")
     prompt = extraction.prompt(asked_question("Tell me about the history of the Roman Empire."))
-    scores = LiveScores(scorer, extraction)
+    scores, model = LiveScores(scorer, extraction), extraction.loaded.model
     ids = torch.from_numpy(prompt.encoded.token_ids.astype("int64"))[None]
-    settings = {"max_new_tokens": n_tokens, "do_sample": False, "pad_token_id": 0}
-    model = extraction.loaded.model
 
-    def grown(n_tokens: int) -> tuple[int, dict[bool, float], dict[bool, float]]:
-        """Tokens, and seconds of processor and clock without and with scores."""
-        batches = {scored: LiveBatch(extraction, scores.arrays if scored else ()) for scored in (False, True)}
-        answers = {scored: LiveAnswer(prompt, max_new_tokens=n_tokens) for scored in batches}
-        processor, clock = dict.fromkeys(batches, 0.0), dict.fromkeys(batches, 0.0)
+    def grown(n_tokens: int) -> tuple[int, dict[str, np.ndarray]]:
+        """Tokens, and seconds of processor and clock of each way."""
+        arrays = {"plain": (), "scored": scores.arrays}
+        batches = {name: LiveBatch(extraction, kept) for name, kept in arrays.items()}
+        answers = {name: LiveAnswer(prompt, max_new_tokens=n_tokens) for name in arrays}
 
-        def timed(work: Callable[[], Any], *, scored: bool) -> None:
-            started = time.process_time(), time.perf_counter()
-            work()
-            processor[scored] += time.process_time() - started[0]
-            clock[scored] += time.perf_counter() - started[1]
+        def scored() -> None:
+            batches["scored"].step()
+            scores.newest(answers["scored"])
 
-        def step(*, scored: bool) -> None:
-            batches[scored].step()
-            if scored:
-                scores.newest(answers[scored])
-
-        for scored, batch in batches.items():
-            with batch.decoding():
-                timed(lambda batch=batch, scored=scored: batch.add([answers[scored]]), scored=scored)
-        n_steps = 0
-        while batches[True].answers:
-            n_steps += 1
-            for scored in (bool(n_steps % 2), not n_steps % 2):
-                with batches[scored].decoding():
-                    timed(lambda scored=scored: step(scored=scored), scored=scored)
-        assert answers[True].token_ids == answers[False].token_ids
-        return n_steps, processor, clock
+        turns = _Turns(batches, {"plain": batches["plain"].step, "scored": scored})
+        for name, batch in batches.items():
+            turns.timed(name, lambda batch=batch, name=name: batch.add([answers[name]]))
+        before, started = sum(turns.seconds.values()), _clocks()
+        settings = {"max_new_tokens": n_tokens, "do_sample": False, "pad_token_id": 0}
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), stopping_criteria=[turns], **settings
+        )
+        whole = _clocks() - started - (sum(turns.seconds.values()) - before)
+        written = found[0, ids.shape[1] :].tolist()[: len(answers["plain"].token_ids)]
+        assert written == answers["plain"].token_ids == answers["scored"].token_ids
+        return len(written), {**turns.seconds, "generate": whole}
 
     grown(3)
-    found, usual = [], []
-    for _ in range(n_times):
-        found.append(grown(n_tokens))
-        usual.append(
-            _seconds(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **settings), 1)
-        )
-    n_written = found[0][0]
-    ratios = {
-        name: sorted(each[place][True] / each[place][False] for each in found)
-        for place, name in ((1, "processor"), (2, "clock"))
-    }
-    scored = statistics.median(clock[True] for *_, clock in found)
-    return {
-        "tokens_written": n_written,
-        "plain_token_ms": 1000 * statistics.median(clock[False] for *_, clock in found) / n_written,
-        "scored_over_plain_processor": statistics.median(ratios["processor"]),
-        "scored_over_plain_processor_lowest": ratios["processor"][0],
-        "scored_over_plain_processor_highest": ratios["processor"][-1],
-        "scored_over_plain_clock": statistics.median(ratios["clock"]),
-        "scored_over_generate_clock": scored / statistics.median(usual),
-    }
+    found = [grown(n_tokens) for _ in range(n_times)]
+    figures: dict[str, Any] = {"tokens_written": found[0][0]}
+    for other in ("plain", "generate"):
+        ratios = np.array([seconds["scored"] / seconds[other] for _, seconds in found])
+        figures[f"scored_over_{other}_processor"] = float(np.median(ratios[:, 0]))
+        figures[f"scored_over_{other}_processor_highest"] = float(ratios[:, 0].max())
+        figures[f"scored_over_{other}_clock"] = float(np.median(ratios[:, 1]))
+    return figures
 
 
 def _batches(scorer: AnswerScorer, *, n_answers: int, n_times: int) -> dict[str, Any]:
