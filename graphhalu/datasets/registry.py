@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from scipy.cluster.hierarchy import DisjointSet
-
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.registry import Registry
 from graphhalu.datasets.base import Dataset, DatasetCard
@@ -135,6 +133,8 @@ def share_groups(questions: Iterable[Question]) -> list[Question]:
 
 def merged_groups(groups: Sequence[str], keys: Sequence[Hashable]) -> list[str]:
     """Group of each item, where groups that share a key are one, named after the first of them."""
+    from scipy.cluster.hierarchy import DisjointSet
+
     linked = DisjointSet()
     for group, key in zip(groups, keys, strict=True):
         for node in (("group", group), ("key", key)):

@@ -7,7 +7,6 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from graphhalu.core.splits import InnerFold
 from graphhalu.detectors.base import card_attributes
@@ -32,6 +31,8 @@ _JITTER: Final = 1e-6
 def learn_jointly(side: Side, folds: Sequence[InnerFold]) -> Learned:
     """Every layer, head and hidden state in one linear map: choose shares and penalty, then fit."""
     scaling = Scaling.of(side.values)
+    from scipy.linalg import solve_triangular
+
     scaled = scaling.apply(side.values, np.float32)
     used = [column for column, is_used in zip(side.columns, scaling.is_used, strict=True) if is_used]
     roots = [np.sqrt(_shares(used, mix)) for mix in MIXES]
@@ -71,12 +72,14 @@ def _coordinates(values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray,
 
     An L2 penalty does not notice the change, so 60,000 columns cost what the traces cost.
     """
+    from scipy.linalg import cholesky
+
     kernel = (values @ values.T).astype(np.float64)
     jitter = max(_JITTER * float(np.trace(kernel)) / len(kernel), _JITTER)
     while True:
         try:
             return cholesky(kernel + jitter * np.eye(len(kernel)), lower=True, check_finite=False)
-        except LinAlgError:  # rounding of thousands of traces in single precision
+        except np.linalg.LinAlgError:  # rounding of thousands of traces in single precision
             jitter *= 10
 
 

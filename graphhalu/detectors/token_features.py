@@ -6,6 +6,7 @@ too. So each token has two rows: the one that produces it and the one that has r
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Final, Literal, NamedTuple
 
@@ -82,18 +83,18 @@ class View(NamedTuple):
     window: int
 
 
-def view_values(trace: Trace, view: View) -> Float[np.ndarray, "token column"]:
-    """A view of all answer tokens of a trace, float32."""
+def view_columns(trace: Trace, view: View) -> tuple[Float[np.ndarray, "token column"], tuple[str, ...]]:
+    """A view of all answer tokens of a trace, float32, and what its columns are called."""
     columns = _columns(trace, view.family)
     values = columns.values.astype(np.float32)
     if columns.is_of_rows:
         values = values[1:] if view.place == "own" else values[:-1]
-    return averaged(values, view.window)
+    return averaged(values, view.window), _view_names(view, columns.names)
 
 
-def view_names(trace: Trace, view: View) -> tuple[str, ...]:
-    """What the columns of a view are called."""
-    names = _columns(trace, view.family).names
+@lru_cache(maxsize=64)
+def _view_names(view: View, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the columns of a view; a live answer asks for the same thousands at every token."""
     return tuple(f"{view.family}.{view.place}.w{view.window}.{name}" for name in names)
 
 
@@ -154,17 +155,24 @@ def _attention(trace: Trace) -> TokenColumns:
     }
     stacked = np.stack(list(columns.values()))
     values = stacked.reshape(-1, stacked.shape[-1]).T.astype(np.float16)
-    heads = [
-        f"l{layer}.h{head}" for layer in trace.shape.attention_layers for head in range(trace.shape.n_heads)
-    ]
-    names = tuple(f"{name}.{head}" for name in columns for head in heads)
+    names = _head_names(tuple(columns), trace.shape.attention_layers, trace.shape.n_heads)
     return TokenColumns(np.ascontiguousarray(values), names, is_of_rows=True)
+
+
+@lru_cache(maxsize=8)
+def _head_names(columns: tuple[str, ...], layers: tuple[int, ...], n_heads: int) -> tuple[str, ...]:
+    heads = [f"l{layer}.h{head}" for layer in layers for head in range(n_heads)]
+    return tuple(f"{name}.{head}" for name in columns for head in heads)
 
 
 def _hidden(trace: Trace, layer: int) -> TokenColumns:
     values = trace.hidden_rows(layer)[_rows(trace)]
-    names = tuple(f"l{layer}.unit{unit}" for unit in range(values.shape[1]))
-    return TokenColumns(np.ascontiguousarray(values), names, is_of_rows=True)
+    return TokenColumns(np.ascontiguousarray(values), _unit_names(layer, values.shape[1]), is_of_rows=True)
+
+
+@lru_cache(maxsize=64)
+def _unit_names(layer: int, n_units: int) -> tuple[str, ...]:
+    return tuple(f"l{layer}.unit{unit}" for unit in range(n_units))
 
 
 def _shift(trace: Trace, layer: int) -> TokenColumns:

@@ -1,14 +1,13 @@
 """Linear probes of answer tokens, and the controls that they must beat."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
-from scipy.linalg import LinAlgError, solve
-from sklearn.utils.class_weight import compute_sample_weight
 
 from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.core.numerics import auroc
@@ -20,7 +19,7 @@ from graphhalu.detectors.inner_search import folds_of, simplest, with_both_class
 from graphhalu.detectors.linear import LinearModel, Scaling, Solution
 from graphhalu.detectors.probes import ProbeConfig
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
-from graphhalu.detectors.token_features import View, expanded, view_names, view_values, views_of
+from graphhalu.detectors.token_features import View, expanded, view_columns, views_of
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
@@ -129,6 +128,9 @@ def ridge_path(
     alike, and ``y`` of -1 and 1. scikit-learn's ``Ridge`` would sum the products of the columns
     again for each strength, which is what takes the time.
     """
+    from scipy.linalg import solve
+    from sklearn.utils.class_weight import compute_sample_weight
+
     share = compute_sample_weight("balanced", labels).astype(values.dtype) / len(labels)
     mean = share @ values
     centred = (values - mean) * np.sqrt(share)[:, None]
@@ -143,7 +145,7 @@ def ridge_path(
         weight = np.zeros(len(mean))
         try:
             weight[used] = solve(ridge, target, assume_a="pos", check_finite=False) / std
-        except LinAlgError:  # rounding in single precision can leave a matrix just short of positive
+        except np.linalg.LinAlgError:  # rounding in single precision: not quite positive
             weight[used] = np.linalg.lstsq(ridge, target, rcond=None)[0] / std
         found.append(Solution(weight, -float(mean @ weight)))
     return found
@@ -199,7 +201,7 @@ class LinearTokenDetector(TrainedDetector):
         def read(views: Views) -> Float[np.ndarray, "token column"]:
             pairs = list(zip(sample.traces, sample.tokens, strict=True))
             columns = [
-                np.concatenate([view_values(traces[index], view)[chosen] for index, chosen in pairs])
+                np.concatenate([view_columns(traces[index], view)[0][chosen] for index, chosen in pairs])
                 for view in views
             ]
             return np.concatenate(columns, axis=1)
@@ -215,7 +217,7 @@ class LinearTokenDetector(TrainedDetector):
         scaling = Scaling.of(values)
         (found,) = ridge_path(scaling.apply(values, np.float32), targets, (strength,))
         self.model, self.views = scaling.linear(*found), views
-        self.names = _names(first, views)
+        self.names = tuple(chain(*(view_columns(first, view)[1] for view in views)))
         self.shape = describe_shape(first.shape)
         self.training_report = {
             "n_traces": len(sample.traces),
@@ -264,10 +266,10 @@ class LinearTokenDetector(TrainedDetector):
     def _logits(self, trace: Trace) -> Float[np.ndarray, "token"]:
         check_shape(trace, self.shape)
         try:
-            values = [view_values(trace, view) for view in self.views]
+            values, names = zip(*(view_columns(trace, view) for view in self.views), strict=True)
         except TraceNotFoundError:
             return np.full(trace.answer_length, np.nan)
-        if _names(trace, self.views) != self.names:
+        if tuple(chain(*names)) != self.names:
             raise DetectorMismatchError(
                 f"trace {trace.trace_id!r} keeps other layers or features than {self.card.name} "
                 f"was fitted on\n  Train it again on traces like this one"
@@ -328,10 +330,6 @@ def _judged(
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:
     return candidates[simplest(np.array([inner_auroc or 0.0 for *_, inner_auroc in candidates]))]
-
-
-def _names(trace: Trace, views: Views) -> tuple[str, ...]:
-    return tuple(name for view in views for name in view_names(trace, view))
 
 
 TokenAttention: Final = LinearTokenDetector.variant("token-attention")

@@ -19,9 +19,6 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
-from scipy.optimize import minimize
-from scipy.special import expit, log_expit
-from sklearn.isotonic import IsotonicRegression
 
 from graphhalu.core.config import Config, validate
 from graphhalu.core.errors import UsageError
@@ -153,6 +150,8 @@ class Calibration(Config):
         """Probability of being hallucinated, as common as on the validation side; NaN of NaN."""
         if self.method == "isotonic":
             return np.interp(scores, self.scores, self.probabilities)
+        from scipy.special import expit
+
         distance = np.clip(scores - self.centre, -self.reach, self.reach)
         return expit(self.slope * distance + self.intercept)
 
@@ -260,6 +259,9 @@ def _platt(scores: Floats, labels: Ints) -> dict[str, float]:
         (of those between the 5th and 95th percentile) count as ten: one answer with a huge
         perplexity would otherwise flatten the whole curve.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit, log_expit
+
     lowest, highest = _certainty(labels)
     targets = np.where(labels == 1, highest, lowest)
     clipped = np.clip(scores, *np.quantile(scores, [0.05, 0.95]))
@@ -284,6 +286,8 @@ def _platt(scores: Floats, labels: Ints) -> dict[str, float]:
 
 def _isotonic(scores: Floats, labels: Ints) -> dict[str, tuple[float, ...]]:
     """The closest curve that does not fall, kept off 0 and 1 as far as Platt's targets are."""
+    from sklearn.isotonic import IsotonicRegression
+
     fitted = IsotonicRegression(out_of_bounds="clip").fit(scores, labels.astype(np.float64))
     heights = np.clip(fitted.y_thresholds_, *_certainty(labels))
     return {"scores": tuple(fitted.X_thresholds_.tolist()), "probabilities": tuple(heights.tolist())}

@@ -1,12 +1,12 @@
 """Novelty of an answer: whether it looks like those that a detector was trained on."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.covariance import LedoitWolf
 
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.config import Config, validate
@@ -34,14 +34,17 @@ NUMBERS: Final = (
     *("own_attention", "sink_attention", "row_entropy"),
 )
 """What is compared: likelihood, lengths, and means of attention over layers, heads and answer tokens."""
+NOVELTY_READS: Final = (
+    *("token_logprob", "token_entropy", "top1_margin"),
+    *("span_mass", "self_attention", "sink_keys", "row_entropy"),
+)
+"""Arrays of a trace that the numbers are made of."""
 
 
 def numbers_of(trace: Trace) -> Float[np.ndarray, "number"]:
     """The numbers of one answer, in the order of :data:`NUMBERS`."""
     answer, rows = slice(trace.prompt_length, None), trace.answer_rows
-    logprob, entropy, margin = (
-        trace.stream(name)[answer] for name in ("token_logprob", "token_entropy", "top1_margin")
-    )
+    logprob, entropy, margin = (trace.stream(name)[answer] for name in NOVELTY_READS[:3])
     mass = trace.stream("span_mass")[:, :, rows].mean(axis=(0, 1, 2))
     heads = [trace.stream(name)[:, :, rows] for name in ("self_attention", "sink_keys", "row_entropy")]
     own, sink, spread = heads[0].mean(), heads[1].sum(-1).mean(), heads[2].mean()
@@ -85,6 +88,8 @@ class Novelty(Config):
             raise NotEnoughDataError(
                 f"novelty needs {LEAST} answers to fit on, and as many to choose its limit"
             )
+        from sklearn.covariance import LedoitWolf
+
         values = np.array([numbers_of(trace) for trace in train])
         others = np.array([numbers_of(trace) for trace in held_out])
         values, others = (each[np.isfinite(each).all(axis=1)] for each in (values, others))
@@ -105,7 +110,11 @@ class Novelty(Config):
 
     def distance(self, trace: Trace) -> float:
         """How far an answer is from the training answers, in standard deviations; NaN if that is unknown."""
-        return float(_distance(numbers_of(trace)[None], np.array(self.centre), np.array(self.precision))[0])
+        return float(_distance(numbers_of(trace)[None], *self._fitted)[0])
+
+    @cached_property
+    def _fitted(self) -> tuple[Float[np.ndarray, "number"], Float[np.ndarray, "number number"]]:
+        return np.array(self.centre), np.array(self.precision)
 
     def warnings(self, trace: Trace) -> tuple[str, ...]:
         """What speaks against trusting the score of an answer, each in one sentence."""

@@ -49,15 +49,18 @@ GPU_CHUNK_BYTES: Final = 384 * 2**20
 """The same on a GPU, which wants few launches a layer."""
 
 
-_Capture = tuple[AttentionObserver, int | None, str]
-"""Who observes, query rows at a time, and the fast attention of the model."""
+_Attend = Callable[..., tuple[Tensor, Tensor]]
+_Capture = tuple[AttentionObserver, int | None, str, _Attend | None]
+"""Who observes, query rows at a time, the fast attention of the model, and how one row attends."""
 
 _ACTIVE: ContextVar[_Capture | None] = ContextVar("graphhalu_capture", default=None)
 _ATTENTION: WeakKeyDictionary[nn.Module, tuple[tuple[nn.Module, ...], int]] = WeakKeyDictionary()
 
 
 @contextmanager
-def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int | None = None) -> Iterator[None]:
+def capturing(
+    model: Any, observer: AttentionObserver, *, row_chunk: int | None = None, one_row: _Attend | None = None
+) -> Iterator[None]:
     """Run the model with its attention handed to ``observer``, then restore what was set.
 
     Args:
@@ -65,6 +68,7 @@ def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int | None 
         observer: Receives every layer's weights and values.
         row_chunk: Query rows that are computed at a time; by default as many as fit
             ``CHUNK_BYTES``.
+        one_row: Attention of a pass of one row a sequence; by default the model's own eager one.
 
     Raises:
         ModelRefusedError: If the attention of this model cannot be had at all.
@@ -77,7 +81,7 @@ def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int | None 
     AttentionMaskInterface.register(CAPTURE_NAME, mask_placeholder)
     before = attention_implementation(model)
     model.set_attn_implementation(CAPTURE_NAME)
-    token = _ACTIVE.set((observer, row_chunk, before))
+    token = _ACTIVE.set((observer, row_chunk, before, one_row))
     try:
         if attention_implementation(model) != CAPTURE_NAME:
             raise ModelRefusedError(f"{type(model).__name__} does not take an attention function of its own")
@@ -123,7 +127,7 @@ def capture_attention(
     """
     capture = _ACTIVE.get()
     assert capture is not None, "the capture function runs inside capturing() only"
-    observer, row_chunk, fast = capture
+    observer, row_chunk, fast, one_row = capture
     layer: int = module.layer_idx  # type: ignore[assignment]
     recipe = recipe_of(attention_mask, type(module).__name__)
 
@@ -132,7 +136,8 @@ def capture_attention(
 
     def of_rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Output and weights of some rows; in float32, since rows of half precision sum to 1 ± 0.004."""
-        eager, mask = own_eager_attention(module), recipe.rows(start, stop).to(query.device)
+        eager = own_eager_attention(module) if one_row is None or query.shape[2] > 1 else one_row
+        mask = recipe.rows(start, stop).to(query.device)
         queries = query[:, :, start - rows.start : stop - rows.start].float()
         keys, values = key[:, :, :stop].float(), value[:, :, :stop].float()
         output, weights = eager(module, queries, keys, values, mask, **settings)
@@ -173,7 +178,7 @@ def _chunk_bytes(near: Tensor) -> int:
     return CHUNK_BYTES if near.device.type == "cpu" else GPU_CHUNK_BYTES
 
 
-def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+def own_eager_attention(module: nn.Module) -> _Attend:
     """The eager attention function of the file that defines this attention module.
 
     Raises:

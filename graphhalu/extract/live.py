@@ -4,6 +4,7 @@ A sequence joins and leaves at any step. Each step keeps one row of attention, r
 one hidden state a layer, so that a trace of the answer exists as soon as the answer does.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from graphhalu.core.axes import N_SPANS, RowRange, Span
 from graphhalu.core.errors import UsageError
 from graphhalu.extract.beams import Answer
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.decode import GrowingLayer
+from graphhalu.extract.decode import GrowingLayer, one_row_attention
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.forward import STATISTICS, Replayed, TokenSequence, token_statistics
 from graphhalu.extract.generate import shared_decoding_fault
@@ -51,6 +52,7 @@ class RowRecorder:
     def __init__(self, shape: TraceShape, arrays: Sequence[str]) -> None:
         self.layers = shape.attention_layers
         self.arrays = tuple(name for name in _OF_ATTENTION if name in arrays)
+        self.hidden_layers = list(shape.hidden_layers) if "hidden_rows" in arrays else []
         self._weights: dict[int, Tensor] = {}
         self._n_keys = 0
 
@@ -114,11 +116,14 @@ class LiveAnswer:
     token_ids: list[int] = field(default_factory=list)
     end: Literal["stop", "length"] | None = None
     _statistics: list[tuple[float, ...]] = field(default_factory=list)
-    _rows: list[tuple[dict[str, np.ndarray], int]] = field(default_factory=list)
+    _rows: dict[str, np.ndarray] = field(default_factory=dict)
+    """Arrays whose first axis are the rows, with room for more."""
+    _n_rows: int = 0
 
     def __post_init__(self) -> None:
         """Seed the draws."""
         self._generator = torch.Generator().manual_seed(self.seed)
+        self._attended = deque[np.ndarray](maxlen=N_ATTENDED_ROWS)
 
     def draw(self, logits: Float[Tensor, "vocabulary"]) -> int:
         """The next token, by temperature and ``top_p``."""
@@ -131,9 +136,8 @@ class LiveAnswer:
 
     def attended(self) -> list[tuple[int, float]]:
         """The positions that the row before the newest token attends to most, with their mean weight."""
-        found, place = self._rows[-2]
         # of a batch only the last positions belong to this sequence
-        weights = found["attended"][place][-(self.prompt.length + len(self.token_ids) - 1) :]
+        weights = self._attended[-2][-(self.prompt.length + len(self.token_ids) - 1) :]
         best = np.argsort(-weights, kind="stable")[:N_ATTENDED]
         return [(int(key), float(weights[key])) for key in best.tolist()]
 
@@ -168,16 +172,15 @@ class LiveAnswer:
             "span_code": codes,
             **dict(zip(STATISTICS, statistics, strict=True)),
         }
-        rows = self._rows[-n_tokens - 1 :]
-        for name in LIVE_ARRAYS:
-            if name in rows[0][0]:
-                parts = [found[name][:, place] for found, place in rows]
-                arrays[name] = np.stack(parts, axis=ARRAYS[name].ragged_dim)
+        for name, buffer in self._rows.items():
+            rows = buffer[self._n_rows - n_tokens - 1 : self._n_rows]
+            arrays[name] = np.moveaxis(rows, 0, ARRAYS[name].ragged_dim)
         return Trace(record, shape, arrays)
 
     def cut(self, n_tokens: int) -> None:
         """Take back the tokens behind the first ones, and their rows."""
-        del self.token_ids[n_tokens:], self._statistics[n_tokens:], self._rows[n_tokens + 1 :]
+        del self.token_ids[n_tokens:], self._statistics[n_tokens:]
+        self._n_rows = min(self._n_rows, n_tokens + 1)
 
     def add_row(self, found: dict[str, np.ndarray], place: int) -> None:
         """Keep the arrays of its newest row.
@@ -186,10 +189,16 @@ class LiveAnswer:
             found: Those of a pass, ``[layer, sequence, …]``.
             place: Of this sequence in it.
         """
-        self._rows.append((found, place))
-        if len(self._rows) > N_ATTENDED_ROWS:
-            # it is as long as the sequence: kept of all rows it would grow with the square of the length
-            self._rows[-1 - N_ATTENDED_ROWS][0].pop("attended", None)
+        for name, values in found.items():
+            if name == "attended":
+                self._attended.append(values[place])
+                continue
+            row = values[:, place]
+            buffer = self._rows.get(name, row[None])
+            if self._n_rows == len(buffer) or name not in self._rows:
+                self._rows[name] = buffer = np.resize(buffer, (2 * self._n_rows + 8, *row.shape))
+            buffer[self._n_rows] = row
+        self._n_rows += 1
 
     def add_token(self, token_id: int, statistics: Sequence[float]) -> None:
         """Keep its newest token with the statistics of its distribution."""
@@ -213,21 +222,23 @@ class LiveBatch:
 
     def __init__(self, extraction: Extraction, arrays: Sequence[str]) -> None:
         loaded = extraction.loaded
-        if reason := shared_decoding_fault(loaded.model, loaded.layer_windows):
+        searched, windows = extraction.search, loaded.layer_windows
+        reason = searched.fallback_reason if searched else shared_decoding_fault(loaded.model, windows)
+        if reason is not None:
             raise UsageError(f"answers of this model cannot be streamed: {reason}")
         self.model: Any = loaded.model
         self.shape = extraction.shape
-        stop_ids = loaded.eos_token_ids if extraction.search is None else extraction.search.stop_ids
+        stop_ids = loaded.eos_token_ids if searched is None else searched.stop_ids
         self.device = next(self.model.parameters()).device
         self.recorder = RowRecorder(self.shape, arrays)
-        self.keeps_hidden = "hidden_rows" in arrays
         self.answers: list[LiveAnswer] = []
         self._stops = frozenset(stop_ids)
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
         """Capture attention of all steps inside; nothing else may run on the model there."""
-        with capturing(self.model, self.recorder) if self.recorder.arrays else nullcontext():
+        recorder = self.recorder
+        with capturing(self.model, recorder, one_row=one_row_attention) if recorder.arrays else nullcontext():
             yield
 
     @torch.inference_mode()
@@ -308,7 +319,6 @@ class LiveBatch:
         cache: Cache,
     ) -> Float[Tensor, "sequence vocabulary"]:
         """Logits after the newest token of each sequence; what is kept of its row is put aside."""
-        layers = list(self.shape.hidden_layers) if self.keeps_hidden else False
         output = self.model(
             input_ids=token_ids,
             attention_mask=is_token.long(),
@@ -316,11 +326,10 @@ class LiveBatch:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            output_hidden_states=layers,
+            output_hidden_states=self.recorder.hidden_layers or False,
         )
-        self._found = self.recorder.take(is_span, is_token.long().argmax(1))
-        if layers:
-            self._found["hidden_rows"] = newest_hidden(output.hidden_states, self.shape)
+        first = is_token.long().argmax(1)
+        self._found = newest_row(self.recorder, output.hidden_states, is_span, first)
         return output.logits[:, -1].float()
 
     def _keep(self, is_kept: Sequence[bool]) -> None:
@@ -340,12 +349,26 @@ class LiveBatch:
         self._logits = self._logits[kept]
 
 
-def newest_hidden(states: Sequence[Tensor | None], shape: TraceShape) -> np.ndarray:
-    """Hidden states of the newest token as bfloat16 bits, ``[hidden layer, sequence, feature]``."""
-    kept = [states[layer] for layer in shape.hidden_layers]
-    rows = [state[:, -1] for state in kept if state is not None]
-    newest = torch.stack([row.to(rows[0].device) for row in rows])
-    return newest.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
+def newest_row(
+    recorder: RowRecorder,
+    states: Sequence[Tensor | None] | None,
+    is_span: Float[Tensor, "sequence key span"],
+    first: Int[Tensor, "sequence"],
+) -> dict[str, np.ndarray]:
+    """What is kept of a pass, ``[layer, sequence, …]``.
+
+    Args:
+        recorder: Observed the pass.
+        states: Hidden states of each layer, if they are kept: as bfloat16 bits of the newest token.
+        is_span: As of :meth:`RowRecorder.take`.
+        first: As of :meth:`RowRecorder.take`.
+    """
+    found = recorder.take(is_span, first)
+    if recorder.hidden_layers and states is not None:
+        rows = [state[:, -1] for layer in recorder.hidden_layers if (state := states[layer]) is not None]
+        newest = torch.stack([row.to(rows[0].device) for row in rows])
+        found["hidden_rows"] = newest.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
+    return found
 
 
 def _joined(first: Tensor, other: Tensor) -> Tensor:

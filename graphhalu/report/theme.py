@@ -5,8 +5,6 @@ A page is one self-contained file: no network, and no code but a hashed script.
 colours of pages, of figures and of canvases. Everything that is not markup of ours is escaped.
 """
 
-import base64
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from graphhalu.core.numerics import json_ready
+from graphhalu.core.web import content_security_policy
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 
@@ -51,23 +50,9 @@ def render(
     return environment.get_template(template).render(policy=policy, **trusted, **values)
 
 
-def content_security_policy(css: str, script: str, *, has_server: bool = False) -> str:
-    """Nothing but this style, this script and pictures inside the page."""
-    allowed = f"'sha256-{_digest(script)}'" if script else "'none'"
-    server = "connect-src 'self'; " if has_server else ""
-    return (
-        f"default-src 'none'; style-src 'sha256-{_digest(css)}'; script-src {allowed}; "
-        f"{server}img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
 def json_block(value: Any) -> Markup:
     """JSON that stands inside a ``script`` element: no text in it can end the element."""
     text = json.dumps(json_ready(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for mark in "<>&\u2028\u2029":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return Markup(text)  # noqa: S704  # nothing is left in it that could be markup
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,12 +1,55 @@
-"""What is asked of a detector: a question or a conversation, with the answer to judge if there is one."""
+"""What is asked of a detector, and what it says: a question or a conversation, and the score of an answer."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from graphhalu.core.errors import UsageError
 from graphhalu.core.files import shown
 from graphhalu.datasets.question import GivenAnswer, Question, Turn
+from graphhalu.traces.trace import Trace
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """What a detector says of one answer.
+
+    Attributes:
+        question: As it was asked.
+        answer: The model's own, or the one that was given; ``None`` if there is none.
+        score: The detector's score, higher = more likely hallucinated; ``None`` if it failed.
+            Of a detector of tokens that of the highest token.
+        probability: Probability that the answer is hallucinated, for answers that are
+            hallucinated as often as those of the validation side; ``None`` without calibration,
+            and for a detector of tokens.
+        is_hallucinated: Whether the score reaches the threshold; ``None`` without one.
+        threshold: The score from which on answers are called hallucinated.
+        is_given: Whether the answer was given, and not the model's own.
+        threshold_probability: The probability from which on answers are called hallucinated.
+        warnings: What speaks against trusting the score, each in one sentence.
+        failure: Why there is no score.
+        trace: What the score was made of.
+        tokens: Scores of the tokens of the answer, NaN as ``None``; ``None`` for a detector of
+            answers.
+    """
+
+    question: str
+    answer: str | None
+    score: float | None
+    probability: float | None
+    is_hallucinated: bool | None
+    threshold: float | None
+    is_given: bool
+    threshold_probability: float | None = None
+    warnings: tuple[str, ...] = ()
+    failure: str | None = None
+    trace: Trace | None = field(default=None, repr=False, compare=False)
+    tokens: tuple[float | None, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the trace."""
+        return {name: value for name, value in vars(self).items() if name != "trace"}
 
 
 def asked_question(

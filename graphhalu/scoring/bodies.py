@@ -1,12 +1,26 @@
-"""Bodies of requests to the server, as OpenAI's clients send them."""
+"""Bodies of requests to the server and of its answers, as OpenAI's clients send and read them."""
 
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from graphhalu.core.numerics import json_ready
 from graphhalu.datasets.question import Question
-from graphhalu.scoring.asked import asked_question, conversation
+from graphhalu.scoring.asked import AnswerScore, asked_question
+from graphhalu.scoring.engine import Engine
+from graphhalu.scoring.jobs import EndEvent, Failure, TokenEvent, verdict
 
+_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 MOST_ITEMS: Final = 64
 """Answers that one request may score, and prompts that one may complete."""
 
@@ -97,10 +111,16 @@ class ChatRequest(CompletionRequest):
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=256)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=10**6)
+    _asked: Question
+
+    @property
+    def asked(self) -> Question:
+        """The question with the turns before it."""
+        return self._asked
 
     @model_validator(mode="after")
     def _ends_with_a_question(self) -> "ChatRequest":
-        plain_conversation(self.messages)
+        self._asked = asked_question([message.model_dump() for message in self.messages])
         if self.max_tokens is None:
             self.max_tokens = self.max_completion_tokens
         return self
@@ -132,19 +152,21 @@ class ScoreItem(_Body):
     messages: list[ChatMessage] | None = Field(default=None, max_length=256)
     answer: Text
     context: Text | None = None
+    _asked: Question
+
+    @property
+    def asked(self) -> Question:
+        """The question with its answer."""
+        return self._asked
 
     @model_validator(mode="after")
     def _is_asked(self) -> "ScoreItem":
+        messages = [message.model_dump() for message in self.messages or ()]
         if (self.question is None) == (self.messages is None):
             raise ValueError("expected a question, or messages")
-        self.asked()
+        asked = messages if self.question is None else self.question
+        self._asked = asked_question(asked, self.answer, self.context)
         return self
-
-    def asked(self) -> Question:
-        """The question with its answer."""
-        question = self.question if self.messages is None else plain_conversation(self.messages)
-        assert question is not None
-        return asked_question(question, self.answer, self.context)
 
 
 class ScoreRequest(_Body):
@@ -158,8 +180,116 @@ class ScoreRequest(_Body):
         return values if not isinstance(values, dict) or "items" in values else {"items": [values]}
 
 
-def plain_conversation(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages as plain values; what cannot be asked is a fault of the body."""
-    plain = [message.model_dump() for message in messages]
-    conversation(plain)
-    return plain
+def error_body(status: int, message: str) -> dict[str, Any]:
+    """An error as OpenAI writes it."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")  # noqa: PLR2004
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+def faults_of(error: RequestValidationError | ValidationError) -> str:
+    """What is wrong with a body, by field; what was sent is not repeated."""
+    faults = []
+    for each in list(error.errors())[:5]:
+        where = ".".join(str(part) for part in each["loc"] if part != "body")
+        faults.append(f"{where}: {each['msg']}" if where else str(each["msg"]))
+    return "; ".join(faults) or "the body cannot be read"
+
+
+class Frame:
+    """Bodies of a completion, whole or as chunks of a stream.
+
+    Args:
+        kind: ``chat.completion`` or ``text_completion``.
+        engine: Its model and detector are named.
+        body: The request.
+    """
+
+    def __init__(self, kind: str, engine: Engine, body: CompletionRequest) -> None:
+        self.engine, self.is_chat, self.body = engine, kind == "chat.completion", body
+        self.head = {
+            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": engine.model_name,
+        }
+
+    def whole(self, answers: list[tuple[list[TokenEvent], EndEvent]]) -> dict[str, Any]:
+        """The body of finished answers."""
+        choices = []
+        for index, (tokens, end) in enumerate(answers):
+            text = "".join(token.text for token in tokens)
+            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            choice = {"index": index, **(said if self.is_chat else {"text": text}), "logprobs": None}
+            choice |= {
+                "finish_reason": end.reason,
+                "hallucination": hallucination(self.engine, end.score, tokens),
+            }
+            choices.append(choice)
+        return {**self.head, "choices": choices, "usage": _usage(end for _, end in answers)}
+
+    def _chunk(self, text: str | None, reason: str | None = None, **more: Any) -> str:
+        delta: dict[str, Any] = {"text": text or ""}
+        if self.is_chat:
+            delta = {"delta": {} if text is None else {"content": text}}
+        choice = {"index": 0, **delta, "logprobs": None, "finish_reason": reason, **more}
+        return self._event({"choices": [choice]})
+
+    def _event(self, values: dict[str, Any]) -> str:
+        head = {**self.head, "object": "chat.completion.chunk"} if self.is_chat else self.head
+        return f"data: {json.dumps({**head, **values}, ensure_ascii=False, allow_nan=False)}\n\n"
+
+    async def stream(self, events: AsyncIterator[Any]) -> AsyncIterator[str]:
+        """Chunks of an answer while it is written.
+
+        Args:
+            events: Of its job; a failure or the end is the last.
+        """
+        if self.is_chat:
+            yield self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        tokens: list[TokenEvent] = []
+        async for event in events:
+            if isinstance(event, Failure):
+                yield f"data: {json.dumps(error_body(event.status, event.message))}\n\n"
+                return
+            if isinstance(event, TokenEvent):
+                tokens.append(event)
+                yield self._chunk(event.text, hallucination={"tokens": [_token(event)]})
+                continue
+            yield self._chunk(
+                None, event.reason, hallucination=hallucination(self.engine, event.score, tokens)
+            )
+            options = self.body.stream_options
+            if options is not None and options.include_usage:
+                yield self._event({"choices": [], "usage": _usage([event])})
+            yield "data: [DONE]\n\n"
+
+
+def _token(event: TokenEvent) -> dict[str, Any]:
+    found: dict[str, Any] = {"token": event.text, "score": event.score, "probability": event.probability}
+    if event.attended:
+        names = ("position", "token", "weight")
+        found["attention"] = [dict(zip(names, each, strict=True)) for each in event.attended]
+    return found
+
+
+def hallucination(engine: Engine, score: AnswerScore, tokens: list[TokenEvent]) -> dict[str, Any]:
+    """What the detectors say of an answer."""
+    token_scorer = engine.token_scorer
+    found = {
+        "probability": score.probability,
+        "verdict": verdict(score),
+        "score": score.score,
+        "threshold_probability": score.threshold_probability,
+        "detector": engine.scorer.detector.card.name,
+        "token_detector": None if token_scorer is None else token_scorer.detector.card.name,
+        "warnings": list(score.warnings),
+        "failure": score.failure,
+        "tokens": [_token(token) for token in tokens],
+    }
+    return dict(json_ready(found))
+
+
+def _usage(ends: Iterable[EndEvent]) -> dict[str, int]:
+    pairs = [(end.n_prompt, end.n_answer) for end in ends]
+    n_prompt, n_answer = (sum(each) for each in zip(*pairs, strict=True))
+    return {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer}

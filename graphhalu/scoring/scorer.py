@@ -1,7 +1,7 @@
 """A trained detector that is asked about single answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -23,7 +23,7 @@ from graphhalu.extract.prompts import Prompt
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, bound_model, load_model
-from graphhalu.scoring.asked import asked_question
+from graphhalu.scoring.asked import AnswerScore, asked_question
 from graphhalu.scoring.explain import Explanation, explain
 from graphhalu.scoring.ready import ready_folder, ready_names
 from graphhalu.traces.trace import Trace
@@ -41,47 +41,6 @@ _LOADABLE: Final = ("none", "int8", "nf4")
 _DTYPES: Final = ("float32", "bfloat16", "float16")
 _OF_ANOTHER_MACHINE: Final = {"device", "threads", "trust_remote_code"}
 """Settings of a model that are not taken from a file: where it ran, and which code may run."""
-
-
-@dataclass(frozen=True)
-class AnswerScore:
-    """What a detector says of one answer.
-
-    Attributes:
-        question: As it was asked.
-        answer: The model's own, or the one that was given; ``None`` if there is none.
-        score: The detector's score, higher = more likely hallucinated; ``None`` if it failed.
-            Of a detector of tokens that of the highest token.
-        probability: Probability that the answer is hallucinated, for answers that are
-            hallucinated as often as those of the validation side; ``None`` without calibration,
-            and for a detector of tokens.
-        is_hallucinated: Whether the score reaches the threshold; ``None`` without one.
-        threshold: The score from which on answers are called hallucinated.
-        is_given: Whether the answer was given, and not the model's own.
-        threshold_probability: The probability from which on answers are called hallucinated.
-        warnings: What speaks against trusting the score, each in one sentence.
-        failure: Why there is no score.
-        trace: What the score was made of.
-        tokens: Scores of the tokens of the answer, NaN as ``None``; ``None`` for a detector of
-            answers.
-    """
-
-    question: str
-    answer: str | None
-    score: float | None
-    probability: float | None
-    is_hallucinated: bool | None
-    threshold: float | None
-    is_given: bool
-    threshold_probability: float | None = None
-    warnings: tuple[str, ...] = ()
-    failure: str | None = None
-    trace: Trace | None = field(default=None, repr=False, compare=False)
-    tokens: tuple[float | None, ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, without the trace."""
-        return {name: value for name, value in vars(self).items() if name != "trace"}
 
 
 class AnswerScorer:

@@ -5,12 +5,9 @@ import json
 import logging
 import os
 import re
-import secrets
 import time
-from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
 from typing import Any, Final
@@ -25,27 +22,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import graphhalu
 from graphhalu.core.numerics import json_ready
+from graphhalu.core.web import OTHER_SITE, SAFE_HEADERS, content_security_policy, is_of_other_site
 from graphhalu.datasets.question import Question
-from graphhalu.scoring.asked import asked_question
+from graphhalu.scoring.asked import AnswerScore
 from graphhalu.scoring.bodies import (
     ChatRequest,
     CompletionRequest,
+    Frame,
     ScoreRequest,
     TextRequest,
-    plain_conversation,
+    error_body,
+    faults_of,
+    hallucination,
 )
-from graphhalu.scoring.engine import (
-    EndEvent,
-    Engine,
-    Failure,
-    Job,
-    QueueFullError,
-    ScoredEvent,
-    TokenEvent,
-    verdict,
-)
+from graphhalu.scoring.engine import Engine
+from graphhalu.scoring.jobs import EndEvent, Failure, Job, QueueFullError, ScoredEvent, TokenEvent
 from graphhalu.scoring.ready import read_card
-from graphhalu.scoring.scorer import AnswerScore, AnswerScorer
+from graphhalu.scoring.scorer import AnswerScorer
 from graphhalu.scoring.settings import API_KEY, LOOPBACK, ServeConfig
 
 PAGE: Final = Path(__file__).with_name("server.html")
@@ -54,12 +47,6 @@ BODY_S: Final = 30.0
 POLL_S: Final = 0.25
 _OPEN: Final = ("/", "/health")
 """Paths that need no key."""
-_TYPES: Final = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
 _log = logging.getLogger("graphhalu.server")
 
 
@@ -118,8 +105,8 @@ class Guard:
         host = headers.get("host", "").rpartition(":")[0].strip("[]") or headers.get("host", "")
         if self.key is None and host.lower() not in (*LOOPBACK, self.config.host):
             return 403, f"refused: call it {LOOPBACK[0]}, or set {API_KEY}"
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return 403, "refused: the request comes from another site"
+        if is_of_other_site(headers.get("sec-fetch-site")):
+            return 403, OTHER_SITE
         if self.key is not None and scope["path"] not in _OPEN:
             given = headers.get("authorization", "").removeprefix("Bearer ").encode()
             if not compare_digest(given, self.key.encode()):
@@ -144,13 +131,7 @@ class Guard:
             return b"", (408, f"the body did not arrive within {BODY_S:g} seconds")
 
 
-_HEADERS: Final = [
-    (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-]
+_HEADERS: Final = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
 _PATHS: Final = (
     *("/", "/health", "/metrics", "/detectors", "/score"),
     *("/v1/models", "/v1/completions", "/v1/chat/completions"),
@@ -173,9 +154,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 def error_response(status: int, message: str, **headers: str) -> JSONResponse:
     """An error as OpenAI writes it."""
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")  # noqa: PLR2004
-    error = {"message": message, "type": kind, "param": None, "code": None}
-    return JSONResponse({"error": error}, status, headers=headers)
+    return JSONResponse(error_body(status, message), status, headers=headers)
 
 
 class Waiter:
@@ -239,19 +218,21 @@ class Api:
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        waiter = self._waiter(body, asked_question(plain_conversation(body.messages)), {})
-        frame = _Frame("chat.completion", self.engine, body)
+        waiter = self._waiter(body, body.asked, {})
+        frame = Frame("chat.completion", self.engine, body)
         if body.stream:
-            return StreamingResponse(frame.stream(waiter, request), media_type="text/event-stream")
+            return _streamed(frame, waiter, request)
         return JSONResponse(frame.whole([await self._collected(waiter, request)]))
 
     async def complete(self, body: TextRequest, request: Request) -> Response:
         """Go on with a text."""
         plain = {"template": "published", "chat": "off"}
         waiters = [self._waiter(body, Question("asked", text, ()), plain) for text in body.prompts]
-        frame = _Frame("text_completion", self.engine, body)
+        frame = Frame("text_completion", self.engine, body)
         if body.stream:
-            return StreamingResponse(frame.stream(waiters[0], request), media_type="text/event-stream")
+            return StreamingResponse(
+                frame.stream(waiters[0].all_events(request)), media_type="text/event-stream"
+            )
         return JSONResponse(frame.whole([await self._collected(each, request) for each in waiters]))
 
     async def _collected(self, waiter: Waiter, request: Request) -> tuple[list[TokenEvent], EndEvent]:
@@ -267,13 +248,13 @@ class Api:
 
     async def score(self, body: ScoreRequest, request: Request) -> Response:
         """Score given answers."""
-        questions = [item.asked() for item in body.items]
+        questions = [item.asked for item in body.items]
         waiter = Waiter(self.engine, lambda deliver: self._job(questions, deliver))
         async for event in waiter.all_events(request):
             if isinstance(event, Failure):
                 raise HTTPException(event.status, event.message)
             pairs = zip(event.scores, event.tokens, strict=True)
-            found = [{**_hallucination(self.engine, *pair), "answer": pair[0].answer} for pair in pairs]
+            found = [{**hallucination(self.engine, *pair), "answer": pair[0].answer} for pair in pairs]
             for each in event.scores:
                 self._log_texts(each)
             return JSONResponse({"scores": found})
@@ -320,115 +301,16 @@ class Api:
         return {"detectors": json_ready(found)}
 
 
-class _Frame:
-    """Bodies of a completion, whole or as chunks of a stream.
-
-    Args:
-        kind: ``chat.completion`` or ``text_completion``.
-        engine: Its model and detector are named.
-        body: The request.
-    """
-
-    def __init__(self, kind: str, engine: Engine, body: CompletionRequest) -> None:
-        self.engine, self.is_chat, self.body = engine, kind == "chat.completion", body
-        self.head = {
-            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{secrets.token_hex(12)}",
-            "object": kind,
-            "created": int(time.time()),
-            "model": engine.model_name,
-        }
-
-    def whole(self, answers: list[tuple[list[TokenEvent], EndEvent]]) -> dict[str, Any]:
-        """The body of finished answers."""
-        choices = []
-        for index, (tokens, end) in enumerate(answers):
-            text = "".join(token.text for token in tokens)
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
-            choice = {"index": index, **(said if self.is_chat else {"text": text}), "logprobs": None}
-            choice |= {
-                "finish_reason": end.reason,
-                "hallucination": _hallucination(self.engine, end.score, tokens),
-            }
-            choices.append(choice)
-        return {**self.head, "choices": choices, "usage": _usage(end for _, end in answers)}
-
-    def _chunk(self, text: str | None, reason: str | None = None, **more: Any) -> str:
-        delta: dict[str, Any] = {"text": text or ""}
-        if self.is_chat:
-            delta = {"delta": {} if text is None else {"content": text}}
-        choice = {"index": 0, **delta, "logprobs": None, "finish_reason": reason, **more}
-        return self._event({"choices": [choice]})
-
-    def _event(self, values: dict[str, Any]) -> str:
-        head = {**self.head, "object": "chat.completion.chunk"} if self.is_chat else self.head
-        return f"data: {json.dumps({**head, **values}, ensure_ascii=False, allow_nan=False)}\n\n"
-
-    async def stream(self, waiter: Waiter, request: Request) -> AsyncIterator[str]:
-        """Chunks of an answer while it is written."""
-        if self.is_chat:
-            yield self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        tokens: list[TokenEvent] = []
-        async for event in waiter.all_events(request):
-            if isinstance(event, Failure):
-                error = json.loads(bytes(error_response(event.status, event.message).body))
-                yield f"data: {json.dumps(error)}\n\n"
-                return
-            if isinstance(event, TokenEvent):
-                tokens.append(event)
-                yield self._chunk(event.text, hallucination={"tokens": [_token(event)]})
-                continue
-            yield self._chunk(
-                None, event.reason, hallucination=_hallucination(self.engine, event.score, tokens)
-            )
-            options = self.body.stream_options
-            if options is not None and options.include_usage:
-                yield self._event({"choices": [], "usage": _usage([event])})
-            yield "data: [DONE]\n\n"
-
-
-def _token(event: TokenEvent) -> dict[str, Any]:
-    found: dict[str, Any] = {"token": event.text, "score": event.score, "probability": event.probability}
-    if event.attended:
-        names = ("position", "token", "weight")
-        found["attention"] = [dict(zip(names, each, strict=True)) for each in event.attended]
-    return found
-
-
-def _hallucination(engine: Engine, score: AnswerScore, tokens: list[TokenEvent]) -> dict[str, Any]:
-    """What the detectors say of an answer."""
-    token_scorer = engine.token_scorer
-    found = {
-        "probability": score.probability,
-        "verdict": verdict(score),
-        "score": score.score,
-        "threshold_probability": score.threshold_probability,
-        "detector": engine.scorer.detector.card.name,
-        "token_detector": None if token_scorer is None else token_scorer.detector.card.name,
-        "warnings": list(score.warnings),
-        "failure": score.failure,
-        "tokens": [_token(token) for token in tokens],
-    }
-    return dict(json_ready(found))
-
-
-def _usage(ends: Iterable[EndEvent]) -> dict[str, int]:
-    pairs = [(end.n_prompt, end.n_answer) for end in ends]
-    n_prompt, n_answer = (sum(each) for each in zip(*pairs, strict=True))
-    return {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer}
+def _streamed(frame: Frame, waiter: Waiter, request: Request) -> StreamingResponse:
+    return StreamingResponse(frame.stream(waiter.all_events(request)), media_type="text/event-stream")
 
 
 def _page() -> tuple[str, str]:
-    """The page, and a policy that lets its own scripts and styles run and no others."""
+    """The page, and a policy that lets its own script and style run and no others."""
     text = PAGE.read_text(encoding="utf-8")
-    allowed = {}
-    for tag in ("script", "style"):
-        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        digests = [sha256(part.encode()).digest() for part in parts]
-        allowed[tag] = " ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in digests)
-    return text, (
-        f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; "
-        f"connect-src 'self'; img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-    )
+    parts = [re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL) for tag in ("style", "script")]
+    (style,), (script,) = parts
+    return text, f"{content_security_policy(style, script, has_server=True)}; frame-ancestors 'none'"
 
 
 def tracer() -> Any:
@@ -496,7 +378,7 @@ def create_app(
         if isinstance(error, QueueFullError):
             return error_response(429, str(error), **{"Retry-After": str(error.retry_after_s)})
         if isinstance(error, RequestValidationError | ValidationError):
-            return error_response(400, _told(error))
+            return error_response(400, faults_of(error))
         assert isinstance(error, HTTPException)
         return error_response(error.status_code, str(error.detail))
 
@@ -504,15 +386,6 @@ def create_app(
     for kind in (QueueFullError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handler)
     return app
-
-
-def _told(error: RequestValidationError | ValidationError) -> str:
-    """What is wrong with a body, by field; what was sent is not repeated."""
-    faults = []
-    for each in list(error.errors())[:5]:
-        where = ".".join(str(part) for part in each["loc"] if part != "body")
-        faults.append(f"{where}: {each['msg']}" if where else str(each["msg"]))
-    return "; ".join(faults) or "the body cannot be read"
 
 
 def serve(app: FastAPI, config: ServeConfig, on_ready: Callable[[str], None]) -> None:
@@ -537,9 +410,5 @@ def serve(app: FastAPI, config: ServeConfig, on_ready: Callable[[str], None]) ->
         name = f"[{config.host}]" if ":" in config.host else config.host
         on_ready(f"http://{name}:{listening.getsockname()[1]}/")
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
-        limits: dict[str, Any] = {
-            "limit_concurrency": 512,
-            "timeout_keep_alive": 20,
-            "timeout_graceful_shutdown": 20,
-        }
-        uvicorn.Server(uvicorn.Config(app, **settings, **limits)).run(sockets=[listening])
+        settings |= {"limit_concurrency": 512, "timeout_keep_alive": 20, "timeout_graceful_shutdown": 20}
+        uvicorn.Server(uvicorn.Config(app, **settings)).run(sockets=[listening])

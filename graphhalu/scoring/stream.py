@@ -9,16 +9,19 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from transformers import StoppingCriteria
 
 from graphhalu.core.axes import N_SPANS, Span
 from graphhalu.core.errors import UsageError
+from graphhalu.evaluation.novelty import NOVELTY_READS
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.forward import token_statistics
-from graphhalu.extract.live import LIVE_ARRAYS, LiveAnswer, LiveBatch, RowRecorder, newest_hidden
+from graphhalu.extract.live import LIVE_ARRAYS, LiveAnswer, LiveBatch, RowRecorder, newest_row
 from graphhalu.extract.prompts import Prompt, generated_answer
-from graphhalu.scoring.scorer import AnswerScore, AnswerScorer
+from graphhalu.scoring.asked import AnswerScore
+from graphhalu.scoring.scorer import AnswerScorer
 from graphhalu.traces.trace import Trace
 
 _SAME: Final = {"hidden": "hidden_rows"}
@@ -63,7 +66,7 @@ class LiveScores:
         reads = {_SAME.get(name, name) for name in self.detector.card.reads}
         keeps_answer = scorer.identity.capture.get("rows") == "answer"
         self.is_live = bool(reads) and keeps_answer and reads <= set(LIVE_ARRAYS)
-        known = LIVE_ARRAYS if scorer.novelty is not None else tuple(reads)
+        known = reads if scorer.novelty is None else reads | set(NOVELTY_READS)
         self.arrays = tuple(name for name in LIVE_ARRAYS if self.is_live and name in known)
 
     def newest(self, answer: LiveAnswer) -> float | None:
@@ -186,6 +189,8 @@ class RiskLimit(StoppingCriteria):  # type: ignore[misc]
         )
         self.tokens: list[ScoredToken] = []
         self._recorder = RowRecorder(extraction.shape, self.scores.arrays)
+        codes = torch.from_numpy(prompt.encoded.span_code.astype(np.int64))
+        self._is_span = self._members(codes)
         self._texts = TextStream(extraction.loaded.tokenizer)
         self._stack = ExitStack()
 
@@ -215,6 +220,7 @@ class RiskLimit(StoppingCriteria):  # type: ignore[misc]
         token_id = int(input_ids[0, -1])
         statistics = token_statistics(self._logits, input_ids[:, -1])[:, 0].tolist()
         self.answer.add_token(token_id, statistics)
+        self._is_span = torch.cat([self._is_span, self._members(torch.tensor([Span.ANSWER]))], dim=1)
         return torch.full((1,), is_over, dtype=torch.bool, device=input_ids.device)
 
     def _judged(self) -> bool:
@@ -224,16 +230,13 @@ class RiskLimit(StoppingCriteria):  # type: ignore[misc]
         self.tokens.append(ScoredToken(self._texts.add(token_id), token_id, score, chance))
         return chance is not None and chance > self.limit
 
+    def _members(self, codes: Tensor) -> Tensor:
+        return one_hot(codes, N_SPANS).float()[None].to(self.model.device)
+
     def _ask_hidden(self, _model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "output_hidden_states": list(self.extraction.shape.hidden_layers)}
+        return args, {**kwargs, "output_hidden_states": self._recorder.hidden_layers or False}
 
     def _keep_row(self, _model: Any, _args: Any, output: Any) -> None:
         self._logits = output.logits[:, -1].float()
-        of_answer = np.full(len(self.answer.token_ids), Span.ANSWER, dtype=np.int64)
-        codes = np.concatenate([self.answer.prompt.encoded.span_code.astype(np.int64), of_answer])
-        is_span = torch.nn.functional.one_hot(torch.from_numpy(codes), N_SPANS).float()[None]
-        device = self._logits.device
-        found = self._recorder.take(is_span.to(device), torch.zeros(1, dtype=torch.long, device=device))
-        if output.hidden_states is not None:
-            found["hidden_rows"] = newest_hidden(output.hidden_states, self.extraction.shape)
-        self.answer.add_row(found, 0)
+        first = torch.zeros(1, dtype=torch.long, device=self._logits.device)
+        self.answer.add_row(newest_row(self._recorder, output.hidden_states, self._is_span, first), 0)

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from graphhalu.core.errors import GraphhaluError
 from graphhalu.core.numerics import json_ready
+from graphhalu.core.web import OTHER_SITE, SAFE_HEADERS, is_of_other_site
 from graphhalu.viewer.page import served_page
 from graphhalu.viewer.view import View
 
@@ -93,14 +94,6 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
     protocol_version = "HTTP/1.1"
     timeout = 60
-    extra_headers: ClassVar[dict[str, str]] = {
-        "Cache-Control": "no-store",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-        "X-Frame-Options": "DENY",
-    }
 
     def do_GET(self) -> None:
         """Answer with the content of the path."""
@@ -117,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, kind, text = self._found()
         body = text.encode()
         self.send_response(status)
-        for name, value in self.extra_headers.items():
+        for name, value in SAFE_HEADERS.items():
             self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -128,8 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _found(self) -> tuple[HTTPStatus, str, str]:
         if self.headers.get("Host", "").lower() not in self.server.names:
             return HTTPStatus.FORBIDDEN, _TEXT, f"call it {self.server.url}\n"
-        if self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-            return HTTPStatus.FORBIDDEN, _TEXT, "refused: the request comes from another site\n"
+        if is_of_other_site(self.headers.get("Sec-Fetch-Site")):
+            return HTTPStatus.FORBIDDEN, _TEXT, f"{OTHER_SITE}\n"
         try:
             found = self.server.content(self.path)
         except GraphhaluError as error:

@@ -16,7 +16,7 @@ from graphhalu.detectors.linear import Scaling
 from graphhalu.detectors.load import load_detector, save_detector
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
 from graphhalu.detectors.text import neighbours
-from graphhalu.detectors.token_features import View, averaged, family_columns, view_values
+from graphhalu.detectors.token_features import View, averaged, family_columns, view_columns
 from graphhalu.detectors.token_probes import ridge_path, sample_tokens
 from graphhalu.evaluation.crossfit import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
@@ -165,8 +165,8 @@ def test_a_token_has_the_row_that_produces_it_and_its_own(stores):
     place = columns.names.index("sink.l3.h1")
     sink = trace.layer_stream("sink_keys", 3)[1].sum(-1)
     first = trace.prompt_length
-    before = view_values(trace, View("attention", "before", 1))[:, place]
-    own = view_values(trace, View("attention", "own", 1))[:, place]
+    before = view_columns(trace, View("attention", "before", 1))[0][:, place]
+    own = view_columns(trace, View("attention", "own", 1))[0][:, place]
     np.testing.assert_allclose(before, sink[first - 1 : -1], atol=2e-3)
     np.testing.assert_allclose(own, sink[first:], atol=2e-3)
     lookback = columns.values[0, columns.names.index("lookback.l3.h1")]

@@ -128,7 +128,7 @@ def recording(family):
                 moved = sim.to_device(deepcopy(model))
                 found = replay(moved, sequences, **settings)
                 log.clear()
-                replay(moved, sequences, shape=shape, arrays=names)
+                replay(moved, sequences, Kept(shape, names))
                 kinds = [(what, n) for (_, what), n in log.syncs.items()]
             for ours, theirs in zip(found, expected, strict=True):
                 assert ours.failure == theirs.failure

@@ -120,7 +120,7 @@ def test_a_model_in_half_precision_is_recorded_in_float32(family, dtype):
         assert weights.dtype == torch.float32
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]), atol=1e-6, rtol=0)
     assert logits.dtype == dtype
-    torch.testing.assert_close(logits.float(), plain.float(), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(logits.float(), plain.float(), atol=0.08, rtol=0)
 
 
 def test_a_model_that_is_captured_by_hooks_says_what_half_precision_costs():

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import Question
+from graphhalu.extract.decode import one_row_attention
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.generate import shared_decoding_fault
 from graphhalu.extract.live import LIVE_ARRAYS, LiveAnswer, LiveBatch
@@ -150,3 +152,38 @@ def test_an_answer_that_is_dropped_leaves_the_others_as_they_are(folders):
             batch.step()
     assert [each.token_ids for each in answers[:3]] == [expected[f"q{n}"] for n in range(3)]
     assert len(answers[3].token_ids) <= 1
+
+
+def test_one_row_attends_as_the_eager_attention_of_llama():
+    draw = torch.Generator().manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 3
+    query, key, value = (
+        torch.randn(5, heads, n, width, generator=draw)
+        for heads, n, width in ((6, 1, 11), (2, 7, 11), (2, 7, 13))
+    )
+    mask = torch.zeros(5, 1, 1, 7)
+    mask[1, ..., :3] = torch.finfo(torch.float32).min
+    expected = eager_attention_forward(module, query, key, value, mask, scaling=0.4)
+    found = one_row_attention(module, query, key, value, mask, scaling=0.4)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == theirs.shape
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_trace_stays_as_it_was_while_its_answer_grows(folders):
+    extraction = extraction_of(folders("llama"))
+    answer = LiveAnswer(extraction.prompt(Question("q", PROMPTS[3], ())), max_new_tokens=29)
+    batch, earlier = LiveBatch(extraction, LIVE_ARRAYS), []
+    batch._stops = frozenset()
+    with batch.decoding():
+        batch.add([answer])
+        while batch.answers:
+            batch.step()
+            earlier.append(answer.trace(extraction.shape, extraction.loaded.tokenizer))
+    assert len(earlier) == 29
+    last = earlier[-1]
+    for trace in earlier:
+        n_rows = trace.answer_length + 1
+        np.testing.assert_array_equal(trace.stream("span_mass"), last.stream("span_mass")[:, :, :n_rows])
+        np.testing.assert_array_equal(trace.hidden_rows(1), last.hidden_rows(1)[:n_rows])

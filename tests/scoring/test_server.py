@@ -16,6 +16,8 @@ import openai
 import pytest
 
 from graphhalu.core.errors import UsageError
+from graphhalu.scoring import bodies
+from graphhalu.scoring.asked import asked_question
 from graphhalu.scoring.scorer import AnswerScorer
 from graphhalu.scoring.server import create_app
 from graphhalu.scoring.settings import ServeConfig
@@ -157,6 +159,16 @@ def test_earlier_turns_are_part_of_the_prompt(running):
     found = running.client().chat.completions.create(model="", messages=messages, max_tokens=3)
     alone = running.client().chat.completions.create(model="", messages=messages[-1:], max_tokens=3)
     assert found.usage.prompt_tokens > alone.usage.prompt_tokens
+
+
+def test_a_conversation_is_read_once(monkeypatch):
+    read = []
+    monkeypatch.setattr(bodies, "asked_question", lambda *asked: read.append(asked) or asked_question(*asked))
+    body = bodies.ChatRequest.model_validate(ASK)
+    item = bodies.ScoreItem.model_validate({"messages": ASK["messages"], "answer": "4"})
+    assert [body.asked.text, item.asked.text] == ["What is 3 plus 3?"] * 2
+    assert item.asked.given[0].text == "4"
+    assert len(read) == 2
 
 
 def test_a_stop_text_ends_the_answer_and_is_cut_off(running):

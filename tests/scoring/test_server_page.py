@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from graphhalu.scoring.scorer import AnswerScorer
@@ -94,5 +94,6 @@ BODIES = st.one_of(
 @given(body=BODIES)
 def test_no_body_makes_the_server_fail(running, path, body):
     status, _, _ = running.call(path, raw=body)
+    event(f"status {status}")
     assert status < 500
     assert running.app.state.engine.is_alive

@@ -9,7 +9,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
 from graphhalu.scoring.scorer import AnswerScorer
-from graphhalu.scoring.stream import TextStream
+from graphhalu.scoring.stream import LiveScores, TextStream
 from graphhalu.testing.tiny_models import save_tiny, tiny_tokenizer
 
 ASKED = ["What is 3 plus 3?", "Who are you?", "Is the sea deep?"]
@@ -47,6 +47,13 @@ def test_tokens_have_scores_one_by_one_that_end_as_those_of_the_whole(live):
         np.testing.assert_allclose(scores, whole, atol=1e-6)
     else:  # the newest token was judged before the one after it was there
         np.testing.assert_allclose(scores[-1], whole[-1], atol=1e-6)
+
+
+def test_arrays_that_nobody_reads_are_not_kept(live):
+    arrays = {kind: LiveScores(live[kind], live[kind].extraction()).arrays for kind in ("answers", "tokens")}
+    assert "hidden_rows" in arrays["answers"]
+    assert "hidden_rows" not in arrays["tokens"]
+    assert all("span_mass" in kept and "argmax_key" not in kept for kept in arrays.values())
 
 
 def test_a_detector_of_answers_says_the_score_of_the_answer_so_far(live):
