@@ -21,6 +21,7 @@ CHECKS = [
     ("steps", "gat"),
     ("spread", "gemma3_text"),
     ("streaming", "llama"),
+    ("decoding", "llama"),
 ]
 
 pytestmark = pytest.mark.slow

@@ -97,6 +97,8 @@ def test_a_gpu_has_few_chunks_a_layer_and_a_cpu_small_ones():
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_model_in_half_precision_is_recorded_in_float32(family, dtype):
     model, _ = tiny_model(family)
+    tokens = torch.arange(3, 16)[None]
+    exact = model(input_ids=tokens, use_cache=False).logits.detach()
     model = model.to(dtype)
     seen = []
 
@@ -110,7 +112,6 @@ def test_a_model_in_half_precision_is_recorded_in_float32(family, dtype):
         def values(self, layer, value):
             assert value.dtype == dtype
 
-    tokens = torch.arange(3, 16)[None]
     with torch.inference_mode():
         with capturing(model, Observer(), row_chunk=5):
             logits = model(input_ids=tokens, use_cache=False).logits
@@ -120,7 +121,9 @@ def test_a_model_in_half_precision_is_recorded_in_float32(family, dtype):
         assert weights.dtype == torch.float32
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]), atol=1e-6, rtol=0)
     assert logits.dtype == dtype
-    torch.testing.assert_close(logits.float(), plain.float(), atol=0.08, rtol=0)
+    # it is no farther from the model in float32 than the model's own pass in half precision
+    captured_error, plain_error = ((each.float() - exact).abs().mean() for each in (logits, plain))
+    assert captured_error <= 1.2 * plain_error
 
 
 def test_a_model_that_is_captured_by_hooks_says_what_half_precision_costs():
