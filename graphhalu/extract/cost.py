@@ -172,8 +172,8 @@ class Cost(NamedTuple):
     """What one question costs; memory is that of the run.
 
     Attributes:
-        generate_flops: Operations of the search, a multiplication and an addition each counted.
-        replay_flops: Operations of the pass that is recorded.
+        generate_flops: Operations of prompt and search, a multiplication and an addition each counted.
+        replay_flops: Operations that are there for what is recorded alone.
         pairs: Attention weights that recorders look at.
         weight_reads: Bytes of weights that the steps of the search read, a question.
         stored_bytes: Bytes on disk.
@@ -201,7 +201,7 @@ class Cost(NamedTuple):
 
 Rates = Mapping[str, float]
 """How fast a device is at each part of the work, in operations or bytes a second: ``generate``
-(operations of the search), ``replay`` (operations of a pass over whole sequences), ``pairs``
+(operations of the search), ``replay`` (operations of recorded passes), ``pairs``
 (attention weights that are recorded), ``read`` (weights read from memory, in bytes) and ``store``
 (bytes that are compressed and written)."""
 
@@ -210,8 +210,9 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     """Operations, bytes and memory of a question.
 
     A token costs two operations a weight, and four a channel of each head for each key it sees.
-    A prompt is read once for all beams. Padding, layers with a window and beams that end early
-    are not taken off, so this is a little more than what is done.
+    A prompt is read once, for all beams and for the answers that are recorded behind it. Padding,
+    layers with a window and beams that end early are not taken off, so this is a little more than
+    what is done; where answers come from plain ``generate``, prompts run once more.
     """
     prompt, answer, length = work.prompt_tokens, work.answer_tokens, work.length
     seen = 4.0 * size.n_layers * size.n_heads * size.head_size
@@ -219,9 +220,12 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     weights = 2.0 * size.layer_weights
     prefill = prompt * (weights + seen * prompt / 2) + words
     steps = work.beams * answer * (weights + seen * (prompt + answer / 2) + words)
+    behind = answer * (weights + seen * (prompt + answer / 2) + words)
+    pairs = size.n_layers * size.n_heads * (answer * prompt + answer * (answer + 1) / 2) * work.kept_beams
     n_rows = answer if work.capture.rows == "answer" else length - 1
-    passes = length * (weights + seen * length / 2) + n_rows * words
-    pairs = size.n_layers * size.n_heads * length * (length + 1) / 2
+    of_prompt = n_rows - answer  # whose logits the search does not need
+    if of_prompt:
+        pairs += size.n_layers * size.n_heads * prompt * (prompt + 1) / 2
     shape, arrays = trace_shape(size, work.capture), work.capture.arrays()
     starts = [prompt - 1] if work.capture.rows == "answer" else None
     stored, raw = (
@@ -238,8 +242,8 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     logits = 4.0 * logit_rows * size.vocabulary
     return Cost(
         generate_flops=prefill + steps,
-        replay_flops=passes * work.kept_beams,
-        pairs=pairs * work.kept_beams,
+        replay_flops=of_prompt * words + behind * work.kept_beams,
+        pairs=pairs,
         weight_reads=answer * read / work.batch,
         stored_bytes=stored,
         raw_bytes=raw,
@@ -250,7 +254,7 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
 
 
 def question_seconds(cost: Cost, rates: Rates) -> dict[str, float]:
-    """Time of a question on one device: ``generate``, ``replay`` and ``store``, one after the other.
+    """Time of a question on one device: ``generate`` and ``replay``, and ``store`` beside them.
 
     A search that waits for its weights is as slow as they.
     """
@@ -280,7 +284,7 @@ def planned_cost(plan: PlanSettings) -> dict[str, Any]:
     cost = question_cost(size, plan.work)
     rates = assumed_rates(plan.teraflops * 1e12, plan.bandwidth * 1e9, plan.disk * 1e6)
     parts = question_seconds(cost, rates)
-    seconds = sum(parts.values())
+    seconds = max(parts["generate"] + parts["replay"], parts["store"])
     return {
         "model": name,
         "questions": plan.questions,

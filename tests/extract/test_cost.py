@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from graphhalu.cli.main import run
 from graphhalu.core.errors import UsageError
@@ -35,10 +35,21 @@ def test_operations_are_those_that_torch_counts(tiny, n_tokens):
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         tiny(input_ids=torch.zeros(1, n_tokens, dtype=torch.int64), use_cache=False)
     cost = question_cost(TINY, Workload(prompt_tokens=n_tokens, answer_tokens=0))
-    # torch counts all keys of a row, and words of the last row, which no token follows
-    others = 4 * 3 * 5 * 4 * n_tokens**2 / 2 + 2 * 20 * 31
+    # torch counts all keys of a row
+    others = 4 * 3 * 5 * 4 * n_tokens**2 / 2
     rotary = n_tokens * 2 * 2  # angles: positions by two frequencies
-    assert counter.get_total_flops() - others - cost.replay_flops in {0, rotary}
+    assert counter.get_total_flops() - others - cost.generate_flops - cost.replay_flops in {0, rotary}
+
+
+def test_an_answer_runs_once_more_behind_its_prompt(tiny):
+    cache = DynamicCache(config=tiny.config)
+    with torch.inference_mode():
+        tiny(input_ids=torch.zeros(1, 13, dtype=torch.int64), past_key_values=cache)
+        with FlopCounterMode(display=False) as counter:
+            tiny(input_ids=torch.zeros(1, 7, dtype=torch.int64), past_key_values=cache)
+    work = Workload(prompt_tokens=13, answer_tokens=7, capture=CaptureSettings(rows="answer"))
+    others = 4 * 3 * 5 * 4 * 7**2 / 2
+    assert counter.get_total_flops() - others - question_cost(TINY, work).replay_flops in {0, 7 * 2 * 2}
 
 
 def test_weights_are_those_of_the_model_without_its_norms(tiny):
@@ -76,11 +87,29 @@ def test_the_search_is_a_prompt_once_and_each_step_of_every_beam():
 
 
 def test_every_kept_beam_is_replayed_and_stored():
+    rows = CaptureSettings(rows="answer")
     one, three = (
-        question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7, kept_beams=n)) for n in (1, 3)
+        question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7, kept_beams=n, capture=rows))
+        for n in (1, 3)
     )
     for name in ("replay_flops", "pairs", "stored_bytes", "raw_bytes"):
         assert getattr(three, name) == pytest.approx(3 * getattr(one, name))
+
+
+def test_the_rows_of_a_prompt_are_recorded_once_whatever_is_kept():
+    (one, three), (one_answer, three_answer) = (
+        [
+            question_cost(
+                TINY,
+                Workload(prompt_tokens=13, answer_tokens=7, kept_beams=n, capture=CaptureSettings(rows=rows)),
+            ).pairs
+            for n in (1, 3)
+        ]
+        for rows in ("all", "answer")
+    )
+    assert one - one_answer == three - three_answer == 3 * 5 * 13 * 14 / 2
+    # every key of every row of the answer, its own among them
+    assert one_answer == 3 * 5 * sum(range(14, 21))
 
 
 def test_less_is_stored_of_streams_and_of_answer_rows():
