@@ -1,5 +1,7 @@
 """Masks built from recipes against the whole masks of transformers."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
@@ -93,8 +95,8 @@ def test_a_gpu_has_few_chunks_a_layer_and_a_cpu_small_ones():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_model_in_half_precision_is_recorded_in_float32(family, dtype):
-    model, _ = tiny_model(family)
-    model = model.to(dtype)
+    float_model, _ = tiny_model(family)
+    model = deepcopy(float_model).to(dtype)
     seen = []
 
     class Observer:
@@ -117,7 +119,9 @@ def test_a_model_in_half_precision_is_recorded_in_float32(family, dtype):
         assert weights.dtype == torch.float32
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]), atol=1e-6, rtol=0)
     assert logits.dtype == dtype
-    torch.testing.assert_close(logits.float(), plain.float(), atol=0.02, rtol=0.02)
+    # bfloat16 has 8 bits: both are off by some hundredths, and the one through float32 by no more
+    exact = float_model(input_ids=tokens, use_cache=False).logits
+    assert (logits - exact).abs().max() < 1.5 * (plain - exact).abs().max()
 
 
 def test_a_model_that_is_captured_by_hooks_says_what_half_precision_costs():
