@@ -157,26 +157,29 @@ class Extraction:
     def _searched(self, batch: Sequence[Prompt]) -> Iterator[Prompt]:
         assert self.search is not None
         token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
-        passes: list[PromptPass] = []
-        if self._can_share:
-            passes = self._passes([_asked(prompt.encoded, self._row_start(prompt)) for prompt in batch])
+        asked = [_asked(prompt.encoded, self._row_start(prompt)) for prompt in batch]
+        passes = self._passes(asked, self._kept) if self._can_share else []
         samples = self._samples(batch, token_ids, passes)
         for index, beams in self.search.as_finished(token_ids, passes):
             ran = passes[index] if passes else None
             answered = self._with_answers(replace(batch[index], ran=ran), beams, samples[index])
             yield answered if self.questions is None else self.questions.asked(answered)
 
-    def _passes(
-        self, prompts: Sequence[TokenSequence], arrays: tuple[str, ...] | None = None
-    ) -> list[PromptPass]:
-        """Run prompts, neighbours together; by default what the store keeps of them is recorded."""
-        settings = self._kept if arrays is None else Kept(self.shape, arrays)
+    def _passes(self, prompts: Sequence[TokenSequence], kept: Kept) -> list[PromptPass]:
+        """Run prompts, neighbours together; where memory runs out, in halves."""
 
         def fits(group: list[TokenSequence]) -> bool:
             return len(group) * max(each.length for each in group) <= REPLAY_TOKENS
 
-        groups = grouped(prompts, fits)
-        return [done for group in groups for done in prefill(self.loaded.model, group, settings)]
+        def ran(group: Sequence[TokenSequence]) -> list[PromptPass]:
+            try:
+                return prefill(self.loaded.model, group, kept)
+            except torch.OutOfMemoryError as error:
+                if len(group) == 1:
+                    raise _too_large(group[0].length, "prompt") from error
+            return [each for half in _halves(group) for each in ran(half)]
+
+        return [each for group in grouped(prompts, fits) for each in ran(group)]
 
     @property
     def _kept(self) -> Kept:
@@ -277,8 +280,10 @@ class Extraction:
     @cached_property
     def _can_share(self) -> bool:
         """Whether answers can be searched for and replayed behind a prompt that has run."""
-        model = self.loaded.model
-        return is_on_interface(model) and shared_decoding_fault(model, self.loaded.layer_windows) is None
+        model, windows = self.loaded.model, self.loaded.layer_windows
+        search = self.search
+        reason = search.fallback_reason if search else shared_decoding_fault(model, windows)
+        return is_on_interface(model) and reason is None
 
     def _replayed(self, answers: Sequence[tuple[Prompt, Answer]]) -> Iterator[tuple[TraceRecord, Replayed]]:
         """Replay answers behind their prompts where these have run or many share one, all others whole."""
@@ -305,7 +310,8 @@ class Extraction:
     ) -> Iterator[list[tuple[Prompt, Answer]]]:
         """Answers of some questions whose prompts have all run."""
         left = [group[0][0] for group in groups if group[0][0].ran is None]
-        ran = self._passes([_asked(prompt.encoded, self._row_start(prompt)) for prompt in left])
+        asked = [_asked(prompt.encoded, self._row_start(prompt)) for prompt in left]
+        ran = self._passes(asked, self._kept)
         new = {prompt.question.question_id: done for prompt, done in zip(left, ran, strict=True)}
         for group in groups:
             prompt = group[0][0]
@@ -347,7 +353,7 @@ class Extraction:
         kept = Kept(self.shape, REPLAYED)
         if len(bare) == len(group) or not self._can_share:
             return replay(self.loaded.model, sequences, kept) if group else []
-        passes = dict(zip(bare, self._passes(list(bare.values()), REPLAYED), strict=True))
+        passes = dict(zip(bare, self._passes(list(bare.values()), kept), strict=True))
         behind = [passes[prompt.question.question_id] for prompt, _ in group]
         return replay_behind(self.loaded.model, behind, sequences, kept)
 

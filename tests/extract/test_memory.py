@@ -1,5 +1,7 @@
 """Batches where memory is short: sizes that follow a plan, and halves where it runs out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,20 +61,23 @@ def test_a_search_that_runs_out_of_memory_goes_on_in_halves_with_the_same_answer
     assert sizes[:2] == [7, 3]
 
 
-def test_a_replay_that_runs_out_of_memory_goes_on_in_halves_with_the_same_arrays(made, monkeypatch):
+@pytest.mark.parametrize("have_run", [True, False])
+def test_a_replay_that_runs_out_of_memory_goes_on_in_halves_with_the_same_arrays(made, monkeypatch, have_run):
     block = list(answers_of(made).values())
+    if not have_run:  # as with given answers
+        block = [replace(prompt, ran=None) for prompt in block]
+        monkeypatch.setattr(module, "SHARED_TOKENS", 1)
     expected = made.traces(block)[0]
 
     def short_of_memory(run):
-        def limited(*given):
-            sequences = given[-2]
-            if len(sequences) > 1:
+        def limited(model, *given):
+            if len(given[0]) > 1:  # passes, prompts or sequences
                 raise torch.OutOfMemoryError
-            return run(*given)
+            return run(model, *given)
 
         return limited
 
-    for name in ("replay", "replay_behind"):
+    for name in ("replay", "replay_behind", "prefill"):
         monkeypatch.setattr(module, name, short_of_memory(getattr(module, name)))
     found = made.traces(block)[0]
     assert [trace.trace_id for trace in found] == [trace.trace_id for trace in expected]
