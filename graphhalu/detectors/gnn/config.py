@@ -1,7 +1,7 @@
 """Settings of graph detectors."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -67,7 +67,8 @@ class NetworkConfig(TrainedConfig):
     sinks: Literal["keep", "remove", "renormalise"] = "remove"
     """Whether the first four tokens, which most attention goes to, send messages."""
     prompt_edges: bool = True
-    """Whether tokens of the prompt receive messages too."""
+    """Whether tokens of the prompt receive messages too; by default not where only rows of the answer
+    are kept."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Traces a step."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -83,6 +84,12 @@ class NetworkConfig(TrainedConfig):
     def edges(self) -> EdgeRule:
         """Rule that chooses edges."""
         return TopK(self.edges_per_row)
+
+    def for_rows(self, traces: Sequence[Trace]) -> Self:
+        """Without edges of the prompt where no trace keeps its rows, unless they are asked for."""
+        is_asked = "prompt_edges" in self.model_fields_set
+        keeps_prompt = any(each.record.row_start < each.prompt_length - 1 for each in traces)
+        return self if is_asked or keeps_prompt else self.model_copy(update={"prompt_edges": False})
 
     def recipe(self, layers: tuple[int, ...], trace: Trace) -> GraphRecipe:
         """How graphs of these layers are built.
@@ -145,7 +152,8 @@ class CHARMConfig(NetworkConfig):
     sinks: Literal["keep", "remove", "renormalise"] = "keep"
     """Whether the first four tokens, which most attention goes to, send messages."""
     prompt_edges: bool = False
-    """Whether tokens of the prompt receive messages too."""
+    """Whether tokens of the prompt receive messages too; by default not where only rows of the answer
+    are kept."""
 
     @property
     def edges(self) -> EdgeRule:

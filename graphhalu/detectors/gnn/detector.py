@@ -120,6 +120,7 @@ class NetworkDetector(TrainedDetector):
             labels.token_labels(self.card.name)
         self.schema = None  # layers of an earlier fit say nothing of these traces
         self.check(traces)
+        self.config = self.config.for_rows(_tried(traces))
         points = self._points()
         layers = self._layers(traces)
         graphs = self._graphs(traces, layers, labels)
@@ -264,9 +265,8 @@ class NetworkDetector(TrainedDetector):
     def _graphs(
         self, traces: Sequence[Trace], layers: tuple[int, ...], labels: Labels | None
     ) -> AttentionGraphs:
-        # of the first traces one that keeps the most: a single one that cannot be read decides nothing
-        tried = [traces[place] for place in range(min(len(traces), TRIED))]
-        recipe = self.config.recipe(layers, max(tried, key=lambda trace: len(trace.arrays)))
+        # one that keeps the most: a single one that cannot be read decides nothing
+        recipe = self.config.recipe(layers, max(_tried(traces), key=lambda trace: len(trace.arrays)))
         graphs = AttentionGraphs.of_recipe(traces, layers, recipe, labels)
         graphs.transform = type(self).transform
         return graphs
@@ -399,6 +399,11 @@ def _unwrapped(traces: Sequence[Trace]) -> tuple[Sequence[Trace], Int[np.ndarray
         indices = np.asarray(traces.indices, dtype=np.int64)[indices]
         traces = traces.traces
     return traces, indices
+
+
+def _tried(traces: Sequence[Trace]) -> list[Trace]:
+    """The first traces, which say how the others are."""
+    return [traces[place] for place in range(min(len(traces), TRIED))]
 
 
 def _buildable(
