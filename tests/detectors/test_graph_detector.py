@@ -83,6 +83,15 @@ def test_a_value_that_cannot_be_used_is_an_error_with_its_field(field, value):
         Gcn.settings(**{field: value})
 
 
+def test_edges_of_the_prompt_are_left_out_where_only_rows_of_the_answer_are_kept(few):
+    whole = [few.traces[place] for place in range(3)]
+    cut = [replace(each, record=replace(each.record, row_start=each.prompt_length - 1)) for each in whole]
+    assert NetworkConfig().for_rows(whole).prompt_edges
+    assert not NetworkConfig().for_rows(cut).prompt_edges
+    assert NetworkConfig().for_rows([*cut, whole[0]]).prompt_edges
+    assert NetworkConfig(prompt_edges=True).for_rows(cut).prompt_edges
+
+
 def test_an_unknown_block_of_nodes_lists_the_nearest():
     with pytest.raises(ConfigError, match="sink"):
         Gcn.settings(nodes=["sinc"])

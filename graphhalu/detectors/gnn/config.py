@@ -1,7 +1,7 @@
 """Settings of graph detectors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -85,7 +85,7 @@ class NetworkConfig(TrainedConfig):
         """Rule that chooses edges."""
         return TopK(self.edges_per_row)
 
-    def for_rows(self, traces: Sequence[Trace]) -> Self:
+    def for_rows(self, traces: Sequence[Trace]) -> "NetworkConfig":
         """Without edges of the prompt where no trace keeps its rows, unless they are asked for."""
         is_asked = "prompt_edges" in self.model_fields_set
         keeps_prompt = any(each.record.row_start < each.prompt_length - 1 for each in traces)
