@@ -5,7 +5,7 @@ import pytest
 
 from graphhalu.core.errors import ConfigError, DataFileError
 from graphhalu.detectors.gnn.detectors import Gat
-from graphhalu.detectors.gnn.own import Graphhalu
+from graphhalu.detectors.gnn.own import Graphhalu, StackConfig
 from graphhalu.detectors.joint import JointProbe
 from graphhalu.detectors.load import load_detector, save_detector
 
@@ -107,3 +107,10 @@ def test_a_detector_of_the_first_edition_is_refused_with_the_way_out(kind, value
         with pytest.raises(DataFileError, match="earlier edition") as caught:
             load(tmp_path)
         assert f"graphhalu train {kind.card.name}" in str(caught.value)
+
+
+def test_the_graphs_of_a_stack_leave_out_what_the_traces_do_not_keep():
+    asked = [Graphhalu(config=StackConfig(**given)) for given in ({}, {"prompt_edges": True})]
+    fields = [detector._member("graph").config.model_fields_set for detector in asked]
+    assert ["prompt_edges" in each for each in fields] == [False, True]
+    assert all({"epochs", "hidden_size"} <= each for each in fields)

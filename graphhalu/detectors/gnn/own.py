@@ -110,5 +110,7 @@ class Graphhalu(Stack):
         kind: Any = self.member_class(part)
         if not issubclass(kind, NetworkDetector):
             return kind(seed=self.config.seed)
-        fields = self.config.model_dump(exclude={"parts"})
+        # what is not asked for is decided by the traces
+        unasked = {"prompt_edges"} - self.config.model_fields_set
+        fields = self.config.model_dump(exclude={"parts", *unasked})
         return kind(config=NetworkConfig.model_validate(fields))
