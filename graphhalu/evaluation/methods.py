@@ -4,7 +4,7 @@ The grouped bootstrap and DeLong's test of :mod:`graphhalu.evaluation.significan
 scorers fixed. Here every fold of every seed is one fit, and the spread between fits counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -78,8 +78,16 @@ def compare_methods(
             differences = np.array([fits[detector][key] - fits[baseline][key] for key in shared])
             test = corrected_test(differences, test_ratio, **how)
             found.append(replace(test, detector=detector, baseline=baseline))
-    corrected = holm([each.p_value for each in found])
-    return [replace(each, p_holm=p_holm) for each, p_holm in zip(found, corrected, strict=True)]
+    return one_family(found)
+
+
+def one_family(tests: Sequence[MethodTest]) -> list[MethodTest]:
+    """The tests with Holm's correction over all of them, of each of the two claims that they may make."""
+    different, not_worse = (holm([getattr(t, p) for t in tests]) for p in ("p_value", "p_not_worse"))
+    return [
+        replace(test, p_holm=p_holm, p_not_worse_holm=p_not_worse)
+        for test, p_holm, p_not_worse in zip(tests, different, not_worse, strict=True)
+    ]
 
 
 def corrected_test(
@@ -147,6 +155,8 @@ def method_tests(
 
 def with_methods(result: Result) -> Result:
     """A result with tests of methods, made from its scores where an earlier version left them out."""
+    if result.methods and result.methods[0].p_not_worse_holm is None:
+        return replace(result, methods=tuple(one_family(result.methods)))
     if result.methods or result.baseline is None:
         return result
     metric = METRIC_OF["answer" if result.counts is None else "token"]
@@ -163,13 +173,12 @@ def claims_together(results: Mapping[str, Result], level: float = 0.05) -> list[
 
     Returns:
         A row a test, the smallest p-value first: ``comparison``, the fields of the test with ``p_holm``
-        corrected over all rows, and the ``verdict``; both also ``_within`` its own comparison.
+        and ``p_not_worse_holm`` corrected over all rows, and the ``verdict``; ``p_holm`` and verdict also
+        ``_within`` its own comparison.
     """
     tests = [(name, test) for name, result in results.items() for test in with_methods(result).methods]
-    corrected = holm([test.p_value for _, test in tests])
     rows = []
-    for (name, test), p_holm in zip(tests, corrected, strict=True):
-        found = replace(test, p_holm=p_holm)
+    for (name, test), found in zip(tests, one_family([test for _, test in tests]), strict=True):
         within = {"p_holm_within": test.p_holm, "verdict_within": test.verdict(level)}
         rows.append({"comparison": name, **vars(found), **within, "verdict": found.verdict(level)})
     return sorted(rows, key=lambda row: row["p_value"])

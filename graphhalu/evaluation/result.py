@@ -197,6 +197,7 @@ class MethodTest:
         margin: The difference that would matter.
         n_fits: Fits of each of both.
         metric: ``"auroc"`` or ``"auprc"``.
+        p_not_worse_holm: ``p_not_worse`` after the same correction.
     """
 
     detector: str
@@ -212,12 +213,14 @@ class MethodTest:
     margin: float
     n_fits: int
     metric: str = "auroc"
+    p_not_worse_holm: float | None = None
 
     def verdict(self, level: float = 0.05) -> str:
         """What may be said of both methods: ``better``, ``worse``, ``no worse``, or ``not decided``."""
         if self.p_holm is not None and self.p_holm < level:
             return "better" if self.difference > 0 else "worse"
-        return "no worse" if self.p_not_worse < level else "not decided"
+        is_no_worse = self.p_not_worse_holm is not None and self.p_not_worse_holm < level
+        return "no worse" if is_no_worse else "not decided"
 
 
 @dataclass(frozen=True)

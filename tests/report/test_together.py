@@ -24,11 +24,18 @@ def test_all_tests_of_methods_are_one_family(results):
     assert [claim["p_value"] for claim in claims] == sorted(claim["p_value"] for claim in claims)
     assert [claim["p_holm"] for claim in claims] == holm([claim["p_value"] for claim in claims])
     assert all(claim["p_holm"] >= claim["p_holm_within"] for claim in claims)
+    not_worse = holm([claim["p_not_worse"] for claim in claims])
+    assert [claim["p_not_worse_holm"] for claim in claims] == not_worse
+    for claim in claims:
+        assert claim["verdict"] != "no worse" or claim["p_not_worse_holm"] < 0.05
 
 
 def test_results_of_earlier_versions_get_their_tests_from_their_scores(results):
     bare = replace(results["a"], methods=())
     assert with_methods(bare).methods == results["a"].methods
+    before = tuple(replace(test, p_not_worse_holm=None) for test in results["a"].methods)
+    assert all(test.verdict() != "no worse" for test in before)
+    assert with_methods(replace(bare, methods=before)).methods == results["a"].methods
     assert with_methods(replace(bare, baseline=None)).methods == ()
 
 
