@@ -477,9 +477,9 @@ def assert_alike(got, expected):
 
 @pytest.mark.parametrize("family", SHARED)
 @pytest.mark.parametrize("row_start", [0, -1])
-@pytest.mark.parametrize("prompts", [(PROMPT,) * 3, (PROMPT, 2, PROMPT, 7)])
-def test_answers_behind_their_prompts_are_replayed_as_each_alone(family, row_start, prompts):
+def test_answers_behind_their_prompts_are_replayed_as_each_alone(family, row_start):
     model, config = shared_model(family)
+    prompts = (PROMPT, 2, PROMPT, 7)  # two answers to the first
     sequences = answers_of(config, row_start=row_start, option_ids=((4,), (5, 6)), prompts=prompts)
     kept = Kept(shape_of(config), tuple(ARRAYS), row_chunk=3)
     together = behind_prompts(model, sequences, kept)
