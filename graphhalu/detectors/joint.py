@@ -30,9 +30,9 @@ _JITTER: Final = 1e-6
 
 def learn_jointly(side: Side, folds: Sequence[InnerFold]) -> Learned:
     """Every layer, head and hidden state in one linear map: choose shares and penalty, then fit."""
-    scaling = Scaling.of(side.values)
     from scipy.linalg import solve_triangular
 
+    scaling = Scaling.of(side.values)
     scaled = scaling.apply(side.values, np.float32)
     used = [column for column, is_used in zip(side.columns, scaling.is_used, strict=True) if is_used]
     roots = [np.sqrt(_shares(used, mix)) for mix in MIXES]

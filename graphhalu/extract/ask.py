@@ -11,7 +11,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.extract.beams import Answer
 from graphhalu.extract.forward import DeferredPass, body_below_head, option_logprobs
 from graphhalu.extract.prompts import Prompt
-from graphhalu.models.load import LoadedModel, left_padded
+from graphhalu.models.load import LoadedModel, left_padded, token_positions
 
 IS_TRUE: Final = (
     "Question: {question}\n{ideas}Possible answer: {answer}\n"
@@ -88,7 +88,7 @@ class SelfQuestions:
     def _last_logits(self, token_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         model: Any = self.loaded.model
         ids, is_token = left_padded(token_ids, next(model.parameters()).device)
-        positions = (is_token.long().cumsum(1) - 1).clamp(min=0)
+        positions = token_positions(is_token)
         inputs = {"input_ids": ids, "attention_mask": is_token.long(), "position_ids": positions}
         done = DeferredPass(model, body_below_head(model), **inputs, use_cache=False)
         return done.logits(ids.shape[1] - 1, ids.shape[1])[:, 0]

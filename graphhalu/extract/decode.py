@@ -20,6 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from graphhalu.extract.capture import own_eager_attention
 from graphhalu.extract.forward import Replayed
 from graphhalu.models.attention import attention_implementation, is_on_interface
+from graphhalu.models.load import token_positions
 
 DECODE_NAME: Final = "graphhalu_decode"
 
@@ -87,7 +88,7 @@ class PromptPass(NamedTuple):
 
     Attributes:
         result: What is kept of its rows, or why they failed.
-        keys_values: Keys and values of each layer, ``kv_head key channel``.
+        keys_values: Keys and values of each layer, ``1 kv_head key channel``.
         logits: After its last token.
     """
 
@@ -95,26 +96,17 @@ class PromptPass(NamedTuple):
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     logits: Float[Tensor, "vocabulary"]
 
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt."""
-        return self.keys_values[0][0].shape[1]
-
 
 def joined_cache(passes: Sequence[PromptPass]) -> Cache:
     """The keys and values of several prompts, padded on the left, in a cache of their own."""
     cache = Cache(layer_class_to_replicate=GrowingLayer)
     for layer, of_prompts in enumerate(zip(*(each.keys_values for each in passes), strict=True)):
-        cache.update(*(_left_padded(states) for states in zip(*of_prompts, strict=True)), layer)
+        for_all = []
+        for states in zip(*of_prompts, strict=True):
+            n_keys = max(each.shape[2] for each in states)
+            for_all.append(torch.cat([_padded(each, each.shape[2], n_keys) for each in states]))
+        cache.update(*for_all, layer)
     return cache
-
-
-def _left_padded(states: Sequence[Tensor]) -> Float[Tensor, "question kv_head key channel"]:
-    n_keys = max(each.shape[1] for each in states)
-    joined = states[0].new_zeros(len(states), states[0].shape[0], n_keys, states[0].shape[2])
-    for own, each in zip(joined, states, strict=True):
-        own[:, n_keys - each.shape[1] :] = each
-    return joined
 
 
 class Decoder:
@@ -155,7 +147,7 @@ class Decoder:
             is_token: Which positions are tokens.
         """
         self.cache = cache
-        positions = is_token.long().cumsum(1) - 1
+        positions = token_positions(is_token)
         self.positions = torch.where(is_token, positions, -1)
         self.next_position = positions[:, -1:] + 1
         self.is_visible = is_token[:, None].expand(-1, self.n_beams, -1)

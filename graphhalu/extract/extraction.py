@@ -278,12 +278,16 @@ class Extraction:
         return replace(_answered(asked, answer), option_ids=prompt.option_ids)
 
     @cached_property
+    def decoding_fault(self) -> str | None:
+        """Why sequences cannot be decoded behind a prompt that has run, or ``None``."""
+        if self.search is not None:
+            return self.search.fallback_reason
+        return shared_decoding_fault(self.loaded.model, self.loaded.layer_windows)
+
+    @cached_property
     def _can_share(self) -> bool:
         """Whether answers can be searched for and replayed behind a prompt that has run."""
-        model, windows = self.loaded.model, self.loaded.layer_windows
-        search = self.search
-        reason = search.fallback_reason if search else shared_decoding_fault(model, windows)
-        return is_on_interface(model) and reason is None
+        return is_on_interface(self.loaded.model) and self.decoding_fault is None
 
     def _replayed(self, answers: Sequence[tuple[Prompt, Answer]]) -> Iterator[tuple[TraceRecord, Replayed]]:
         """Replay answers behind their prompts where these have run or many share one, all others whole."""

@@ -120,21 +120,23 @@ class BeamSearch:
         lengths, scores = torch.zeros_like(tokens[..., 0]), torch.zeros_like(draws[..., 0])
         is_open = torch.ones_like(lengths, dtype=torch.bool)
         active = torch.arange(n_questions, device=device)
-        for step in range(n_steps):
-            cumulated = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)
-            chosen = (cumulated <= draws[active, :, step, None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
-            log_p = torch.log_softmax(logits.double(), dim=-1).gather(-1, chosen[..., None])[..., 0]
-            tokens[active, :, step] = chosen
-            scores[active] += log_p * is_open[active]
-            lengths[active] += is_open[active]
-            is_open[active] &= ~torch.isin(chosen, stops)
-            kept = _closed_up(is_open[active].any(dim=1).tolist())
-            if not kept or step + 1 == n_steps:
-                break
-            if len(kept) < len(active):  # questions whose samples have all ended leave
-                decoder.keep(kept)
-                active, chosen = active[kept], chosen[kept]
-            with decoding(self.model):
+        with decoding(self.model):
+            for step in range(n_steps):
+                cumulated = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)
+                chosen = (
+                    (cumulated <= draws[active, :, step, None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+                )
+                log_p = torch.log_softmax(logits.double(), dim=-1).gather(-1, chosen[..., None])[..., 0]
+                tokens[active, :, step] = chosen
+                scores[active] += log_p * is_open[active]
+                lengths[active] += is_open[active]
+                is_open[active] &= ~torch.isin(chosen, stops)
+                kept = _closed_up(is_open[active].any(dim=1).tolist())
+                if not kept or step + 1 == n_steps:
+                    break
+                if len(kept) < len(active):  # questions whose samples have all ended leave
+                    decoder.keep(kept)
+                    active, chosen = active[kept], chosen[kept]
                 logits = decoder.step(own[: len(active)], chosen)
         return [
             [

@@ -25,9 +25,8 @@ from graphhalu.extract.capture import capturing
 from graphhalu.extract.decode import GrowingLayer, one_row_attention
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.forward import STATISTICS, Replayed, TokenSequence, token_statistics
-from graphhalu.extract.generate import shared_decoding_fault
 from graphhalu.extract.prompts import Prompt, generated_answer, trace_record
-from graphhalu.models.load import left_padded
+from graphhalu.models.load import left_padded, token_positions
 from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, TraceShape
 from graphhalu.traces.trace import Trace
 
@@ -222,10 +221,9 @@ class LiveBatch:
 
     def __init__(self, extraction: Extraction, arrays: Sequence[str]) -> None:
         loaded = extraction.loaded
-        searched, windows = extraction.search, loaded.layer_windows
-        reason = searched.fallback_reason if searched else shared_decoding_fault(loaded.model, windows)
-        if reason is not None:
-            raise UsageError(f"answers of this model cannot be streamed: {reason}")
+        searched = extraction.search
+        if extraction.decoding_fault is not None:
+            raise UsageError(f"answers of this model cannot be streamed: {extraction.decoding_fault}")
         self.model: Any = loaded.model
         self.shape = extraction.shape
         stop_ids = loaded.eos_token_ids if searched is None else searched.stop_ids
@@ -249,7 +247,7 @@ class LiveBatch:
         codes = [torch.from_numpy(each.span_code.astype(np.int64)) for each in encoded]
         padded = pad_sequence(codes, batch_first=True, padding_side="left").to(self.device)
         is_span = one_hot(padded, N_SPANS).float() * is_token[..., None]
-        positions = (is_token.long().cumsum(1) - 1).clamp(min=0)
+        positions = token_positions(is_token)
         cache = Cache(layer_class_to_replicate=GrowingLayer)
         logits = self._forward(token_ids, is_token, is_span, positions, cache)
         for place, answer in enumerate(answers):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from graphhalu.core.axes import N_SPANS, RowRange
 from graphhalu.extract.forward import TokenSequence
+from graphhalu.models.load import token_positions
 from graphhalu.traces.schema import ARRAYS, FIXED_STEPS, N_SINK_KEYS, RAGGED_AXES, TraceShape, n_pairs
 
 _TINY: Final = torch.finfo(torch.float32).tiny
@@ -53,12 +54,9 @@ def _argmax_key(_recorder: "AttentionRecorder", _row_start: int, weights: Chunk)
 
 def _sink_keys(recorder: "AttentionRecorder", _row_start: int, weights: Chunk) -> tuple[Tensor]:
     """Attention of a row to each of the first tokens; zeros beyond the end of a short sequence."""
-    kept = [
-        row[..., each.padding : each.padding + N_SINK_KEYS]
-        for row, each in zip(weights, recorder.sequences, strict=True)
-    ]
-    pad = nn.functional.pad
-    return (torch.stack([pad(first, (0, N_SINK_KEYS - first.shape[-1])) for first in kept]),)
+    places = recorder.first_keys.to(weights.device)
+    last = weights.shape[-1] - 1
+    return (weights.take_along_dim(places.clamp(max=last), dim=3).masked_fill(places > last, 0.0),)
 
 
 def _edges(
@@ -163,9 +161,15 @@ class AttentionRecorder:
         return self._padded(is_kept).float()
 
     @cached_property
+    def first_keys(self) -> Int[Tensor, "trace 1 1 sink_key"]:
+        """Where the first tokens of each sequence stand."""
+        starts = torch.tensor([each.padding for each in self.sequences], device=self.device)
+        return (starts[:, None] + torch.arange(N_SINK_KEYS, device=self.device))[:, None, None]
+
+    @cached_property
     def positions(self) -> Int[Tensor, "trace token"]:
         """Place of each token in its sequence."""
-        return (self.is_token.long().cumsum(1) - 1).clamp(min=0)
+        return token_positions(self.is_token)
 
     def _padded(self, values: list[Shaped[np.ndarray, "_"]]) -> Int[Tensor, "trace token"]:
         padded = np.zeros((len(values), self.span_of_rows.stop), dtype=np.int64)

@@ -99,7 +99,10 @@ def prefill(model: Any, prompts: Sequence[TokenSequence], kept: Kept) -> list[Pr
     return [
         PromptPass(
             result,
-            tuple((layer.keys[index, :, start:], layer.values[index, :, start:]) for layer in cache.layers),
+            tuple(
+                (layer.keys[index, None, :, start:], layer.values[index, None, :, start:])
+                for layer in cache.layers
+            ),
             logits[index],
         )
         for index, (result, start) in enumerate(zip(results, (p.padding for p in padded), strict=True))

@@ -443,3 +443,8 @@ def left_padded(
         pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, masks)
     )
     return token_ids.to(device), is_token.to(device)
+
+
+def token_positions(is_token: Bool[Tensor, "sequence token"]) -> Int[Tensor, "sequence token"]:
+    """Place of each token in its own sequence, whatever stands before it; 0 where padding does."""
+    return (is_token.long().cumsum(1) - 1).clamp(min=0)

@@ -8,8 +8,6 @@ import pytest
 from graphhalu.core.errors import NonFiniteError, StoreFullError
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.run import extract
-from graphhalu.extract.settings import ExtractConfig
-from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces import write
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
@@ -20,20 +18,9 @@ PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(sums_config):
     """Four batches; kept beams make two parts of most."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    lines = [f"What is {n} plus {7 * n}?\t['{8 * n}']" for n in range(N_QUESTIONS)]
-    (folder / "questions.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return ExtractConfig.model_validate(
-        {
-            "model": {"name": str(save_tiny(folder / "tiny")), "threads": 1},
-            "dataset": {"name": "triviaqa", "path": str(folder / "questions.tsv")},
-            "generation": {"num_beams": 3, "max_new_tokens": 5, "keep_beams": 2},
-            "batch_size": 5,
-            "part_size": 5,
-        }
-    )
+    return sums_config(N_QUESTIONS, batch_size=5, part_size=5)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ import pytest
 
 from graphhalu.engine.executors import ProcessExecutor
 from graphhalu.extract.run import Shard, extract
-from graphhalu.extract.settings import ExtractConfig
-from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
@@ -18,21 +16,9 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "slurm_extract.sh"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(sums_config):
     """Six batches of four questions; kept beams make two parts of each."""
-    folder = tmp_path_factory.mktemp("shards")
-    path = folder / "questions.tsv"
-    lines = [f"What is {n} plus {7 * n}?\t['{8 * n}']" for n in range(N_QUESTIONS)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return ExtractConfig.model_validate(
-        {
-            "model": {"name": str(save_tiny(folder / "tiny")), "threads": 1},
-            "dataset": {"name": "triviaqa", "path": str(path)},
-            "generation": {"num_beams": 3, "max_new_tokens": 5, "keep_beams": 2},
-            "batch_size": 3,
-            "part_size": 4,
-        }
-    )
+    return sums_config(N_QUESTIONS, batch_size=3, part_size=4)
 
 
 @pytest.fixture(scope="module")

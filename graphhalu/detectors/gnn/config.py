@@ -152,8 +152,7 @@ class CHARMConfig(NetworkConfig):
     sinks: Literal["keep", "remove", "renormalise"] = "keep"
     """Whether the first four tokens, which most attention goes to, send messages."""
     prompt_edges: bool = False
-    """Whether tokens of the prompt receive messages too; by default not where only rows of the answer
-    are kept."""
+    """Whether tokens of the prompt receive messages too."""
 
     @property
     def edges(self) -> EdgeRule:

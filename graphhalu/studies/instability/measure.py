@@ -190,15 +190,17 @@ class Measurer:
         logits = decoder.prefill(token_ids, is_token)
         parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
         drawn, is_over = [list[int]() for _ in prompts], [False] * len(prompts)
-        for step in range(search.max_new_tokens):
-            shares = torch.softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
-            new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)]
-            for place, token in enumerate(new):
-                is_over[place] |= token in search.stop_ids
-                drawn[place] += [] if is_over[place] else [token]
-            if all(is_over) or step + 1 == search.max_new_tokens:
-                break
-            with decoding(search.model):
+        with decoding(search.model):
+            for step in range(search.max_new_tokens):
+                shares = torch.softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
+                new = [
+                    int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)
+                ]
+                for place, token in enumerate(new):
+                    is_over[place] |= token in search.stop_ids
+                    drawn[place] += [] if is_over[place] else [token]
+                if all(is_over) or step + 1 == search.max_new_tokens:
+                    break
                 logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
         ended = zip(drawn, is_over, strict=True)
         return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
