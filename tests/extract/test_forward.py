@@ -24,6 +24,21 @@ def test_logits_of_some_rows_are_those_of_a_plain_pass_and_nothing_stays_replace
         torch.testing.assert_close(model(input_ids=tokens, use_cache=False).logits, plain)
 
 
+def test_the_head_multiplies_rows_that_lie_side_by_side():
+    model, _ = tiny_model("llama")
+    body, shapes = body_below_head(model), []
+
+    def note(_, inputs):
+        assert inputs[0].is_contiguous()
+        shapes.append(tuple(inputs[0].shape[:2]))
+
+    with torch.inference_mode(), model.get_output_embeddings().register_forward_pre_hook(note):
+        tokens = torch.arange(3, 29).reshape(2, 13)
+        done = DeferredPass(model, body, input_ids=tokens, use_cache=False)
+        done.logits(2, 7)
+    assert shapes == [(2, 1), (2, 5)]
+
+
 def test_a_model_that_takes_no_rows_runs_whole(monkeypatch):
     model, _ = tiny_model("llama")
     tokens = torch.arange(3, 14).reshape(1, 11)
