@@ -25,7 +25,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.run import question_batches
-from graphhalu.extract.settings import CaptureSettings, ExtractConfig
+from graphhalu.extract.settings import CaptureSettings, ExtractConfig, GenerationSettings
 from graphhalu.extract.worker import Worker, extract_batch
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import LoadedModel, left_padded, load_model
@@ -39,17 +39,18 @@ COST = Path(__file__).with_name("parts") / "replay_cost.py"
 def figures(quick: bool) -> dict[str, Any]:
     """Seconds, ratios, bytes and megabytes."""
     loaded = load_model(ModelSpec(name="smollm2"))
-    extraction = _extraction(loaded)
+    generation = GenerationSettings(max_new_tokens=8 if quick else 64)
+    extraction = _extraction(loaded, generation)
     found: dict[str, Any] = {"threads": torch.get_num_threads()}
     # at 1,000 tokens plain generate takes minutes for 16 questions
-    lengths = ((0, 2),) if quick else ((0, 64), (200, 64), (1000, 16))
+    lengths = ((0, 1),) if quick else ((0, 64), (200, 64), (1000, 16))
     for context_tokens, n_questions in lengths:
         questions = _questions(extraction, n_questions, context_tokens)
         found |= _compare(extraction, questions, f"p{context_tokens}")
-    found |= _against_the_usual_way(loaded, 1 if quick else 64)
+    found |= _against_the_usual_way(loaded, generation, 1 if quick else 64)
     for context_tokens in (0,) if quick else (0, 200):
         questions = _questions(extraction, 1 if quick else 16, context_tokens)
-        found |= _sizes(loaded, questions, f"p{context_tokens}", quick=quick)
+        found |= _sizes(loaded, generation, questions, f"p{context_tokens}", quick=quick)
     if quick:
         return found | _replay_costs(128, ("streams",))
     # at 4,096 tokens the usual way needs 19 GB for the attention alone
@@ -57,9 +58,9 @@ def figures(quick: bool) -> dict[str, Any]:
     return found | _replay_costs(4096, REPLAYS)
 
 
-def _extraction(loaded: LoadedModel, **capture: Any) -> Extraction:
-    config = ExtractConfig(model=loaded.spec, batch_size=BATCH, capture=CaptureSettings(**capture))
-    return Extraction(config, loaded)
+def _extraction(loaded: LoadedModel, generation: GenerationSettings, **capture: Any) -> Extraction:
+    settings = {"generation": generation, "capture": CaptureSettings(**capture)}
+    return Extraction(ExtractConfig(model=loaded.spec, batch_size=BATCH, **settings), loaded)
 
 
 def _questions(extraction: Extraction, n_questions: int, n_tokens: int) -> list[Question]:
@@ -168,9 +169,11 @@ def _extracted(extraction: Extraction, asked: list[Any], folder: Path) -> TraceS
     return TraceStore.open(folder / "a.zarr")
 
 
-def _against_the_usual_way(loaded: LoadedModel, n_questions: int) -> dict[str, Any]:
+def _against_the_usual_way(
+    loaded: LoadedModel, generation: GenerationSettings, n_questions: int
+) -> dict[str, Any]:
     """The usual way takes one question at a time; ours its default batch."""
-    extraction = Extraction(ExtractConfig(model=loaded.spec), loaded)
+    extraction = Extraction(ExtractConfig(model=loaded.spec, generation=generation), loaded)
     asked = [extraction.prompt(each) for each in _questions(extraction, n_questions, 0)]
     with _Folder() as folder:
         usual_s, n_bytes = _timed(lambda: _usual(extraction, asked))
@@ -217,7 +220,9 @@ def _usual(extraction: Extraction, asked: list[Any]) -> int:
     return n_bytes
 
 
-def _sizes(loaded: LoadedModel, questions: list[Question], name: str, *, quick: bool) -> dict[str, Any]:
+def _sizes(
+    loaded: LoadedModel, generation: GenerationSettings, questions: list[Question], name: str, *, quick: bool
+) -> dict[str, Any]:
     """Bytes on disk against a float32 pickle of the same complete matrices."""
     ways = {
         "float16": {},
@@ -229,7 +234,7 @@ def _sizes(loaded: LoadedModel, questions: list[Question], name: str, *, quick: 
     }
     found: dict[str, Any] = {}
     for way, capture in list(ways.items())[: 1 if quick else None]:
-        extraction = _extraction(loaded, **capture)
+        extraction = _extraction(loaded, generation, **capture)
         asked = [extraction.prompt(question) for question in questions]
         with _Folder() as folder:
             store = _extracted(extraction, asked, folder)

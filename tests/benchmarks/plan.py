@@ -20,7 +20,7 @@ from graphhalu.extract.cost import SIZES, Cost, ModelSize, Rates, Workload, ques
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import Kept, replay
-from graphhalu.extract.settings import CaptureSettings, ExtractConfig
+from graphhalu.extract.settings import CaptureSettings, ExtractConfig, GenerationSettings
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
 from graphhalu.traces.schema import TraceShape
@@ -43,24 +43,26 @@ def figures(quick: bool) -> dict[str, Any]:
     """Rates, seconds measured and foreseen, and their ratios."""
     torch.set_num_threads(1)
     n_questions = 1 if quick else 12
-    smollm2 = _extraction("smollm2")
+    n_tokens = 8 if quick else 64
+    smollm2 = _extraction("smollm2", n_tokens)
     short, long = (_measure(smollm2, n_questions, n) for n in (0, 250))
     rates = _rates(short, long)
     found = {f"rate_{name}": value for name, value in rates.items()}
     runs = {"smollm2_p0": short, "smollm2_p250": long}
     if not quick:
         runs["smollm2_p120"] = _measure(smollm2, n_questions, 120)
-        gemma = _extraction("gemma3-270m")
+        gemma = _extraction("gemma3-270m", n_tokens)
         runs |= {f"gemma3-270m_p{n}": _measure(gemma, n_questions, n) for n in (0, 120)}
     for name, run in runs.items():
         found |= _compared(name, run, rates)
-    for n_tokens in (32,) if quick else (132, 512):
-        found |= _layer(n_tokens, rates)
+    for length in (32,) if quick else (132, 512):
+        found |= _layer(length, rates)
     return found
 
 
-def _extraction(name: str) -> Extraction:
-    config = ExtractConfig(model=ModelSpec(name=name), batch_size=4)
+def _extraction(name: str, n_tokens: int) -> Extraction:
+    generation = GenerationSettings(max_new_tokens=n_tokens)
+    config = ExtractConfig(model=ModelSpec(name=name), batch_size=4, generation=generation)
     return Extraction(config, load_model(config.model))
 
 

@@ -35,7 +35,8 @@ def figures(quick: bool) -> dict[str, Any]:
     tokens, answers = load_detector("smollm2-tokens", threads=1), load_detector("smollm2", threads=1)
     found = _overhead(tokens, n_tokens=6 if quick else 128, n_times=1 if quick else 3)
     found |= _batches(answers, n_answers=3 if quick else 16, n_times=1 if quick else 3)
-    return found | _load(quick=quick) | _memory(quick=quick)
+    with _Server() as server:
+        return found | _load(server, answers, quick=quick) | _memory(server, quick=quick)
 
 
 def _seconds(run: Callable[[], Any], n_times: int) -> float:
@@ -203,16 +204,14 @@ def _chat(question: str, max_tokens: int) -> tuple[str, dict[str, Any]]:
     return "/v1/chat/completions", body
 
 
-def _load(*, quick: bool) -> dict[str, Any]:
+def _load(server: _Server, offline: AnswerScorer, *, quick: bool) -> dict[str, Any]:
     """200 requests of 16 clients; every answer comes once, with the score of the same answer offline."""
-    n_requests, n_clients = (4, 2) if quick else (200, 16)
+    n_requests, n_clients = (2, 2) if quick else (200, 16)
     questions = [f"What is a {WORDS[n % 10]} number {n}?" for n in range(n_requests)]
-    with _Server() as server:
-        started = time.perf_counter()
-        found = server.send([_chat(question, 12) for question in questions], n_clients)
-        seconds, n_refused = time.perf_counter() - started, server.n_refused
-        n_written = server.n_written
-    offline, differences = load_detector("smollm2", threads=1), []
+    started = time.perf_counter()
+    found = server.send([_chat(question, 12) for question in questions], n_clients)
+    seconds, n_refused = time.perf_counter() - started, server.n_refused
+    n_written, differences = server.n_written, []
     for question, (answer,) in list(zip(questions, found, strict=True))[:: max(1, n_requests // 40)]:
         *_, last = offline.stream(question, max_new_tokens=12)
         choice = answer["choices"][0]
@@ -230,9 +229,9 @@ def _load(*, quick: bool) -> dict[str, Any]:
     }
 
 
-def _memory(*, quick: bool) -> dict[str, Any]:
+def _memory(server: _Server, *, quick: bool) -> dict[str, Any]:
     """Resident memory while 1,000 requests pass: answers of four tokens, and given ones in between."""
-    ends = (2, 4, 6) if quick else (100, 500, 1000)
+    ends = (1, 2) if quick else (100, 500, 1000)
     requests = [
         _chat(f"What is a {WORDS[n % 10]} number {n}?", 4)
         if n % 2
@@ -240,8 +239,7 @@ def _memory(*, quick: bool) -> dict[str, Any]:
         for n in range(ends[-1])
     ]
     sizes, started = {}, time.perf_counter()
-    with _Server() as server:
-        for start, stop in pairwise((0, *ends)):
-            server.send(requests[start:stop], 16)
-            sizes[f"memory_mib_after_{stop}"] = psutil.Process().memory_info().rss / 2**20
+    for start, stop in pairwise((0, *ends)):
+        server.send(requests[start:stop], 16)
+        sizes[f"memory_mib_after_{stop}"] = psutil.Process().memory_info().rss / 2**20
     return {**sizes, "memory_seconds": time.perf_counter() - started}
