@@ -3,8 +3,10 @@ import math
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch import nn
 from torch_geometric.data import Batch
 
@@ -59,6 +61,29 @@ def test_training_learns(graphs):
     network, report = train(graphs, epochs=30, patience=30)
     assert report["validation_loss"] < 0.6
     assert loss_of(network, graphs) == pytest.approx(report["validation_loss"], rel=1e-4)
+
+
+def test_the_epoch_of_the_highest_average_precision_comes_back(graphs, opposed, monkeypatch):
+    seen = []
+
+    class Watched(task.GraphTask):
+        def validation_step(self, batch, batch_index):
+            with torch.no_grad():
+                seen.append((self.network(batch), batch.y))
+            super().validation_step(batch, batch_index)
+
+        def on_validation_epoch_end(self):
+            logits, truth = (torch.cat(each).numpy() for each in zip(*seen, strict=True))
+            precision.append(average_precision_score(truth, logits))
+            seen.clear()
+            super().on_validation_epoch_end()
+
+    precision = []
+    monkeypatch.setattr(task, "GraphTask", Watched)
+    network, report = train(graphs, opposed, epochs=9, patience=3, stop_by="validation_average_precision")
+    assert report["best_epoch"] == int(np.argmax(precision))
+    assert report["n_epochs"] == len(precision) == min(9, report["best_epoch"] + 4)
+    assert loss_of(network, opposed) == pytest.approx(report["validation_loss"], rel=1e-4)
 
 
 def test_training_stops_when_patience_is_spent(graphs, opposed):

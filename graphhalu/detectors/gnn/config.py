@@ -20,7 +20,9 @@ SEARCHED: Final = (
 QUICK: Final[Mapping[str, Any]] = {"n_folds": 2, "patience": 3}
 """Settings of a quick comparison: fewer trainings than by default, on less data, and stopped earlier."""
 LOSS: Final = "validation_loss"
-"""Name of the loss that decides when to stop, and between settings."""
+"""Name of the loss that decides between settings, and by default when to stop."""
+PRECISION: Final = "validation_average_precision"
+"""Name of the average precision."""
 
 
 class NetworkConfig(TrainedConfig):
@@ -35,7 +37,7 @@ class NetworkConfig(TrainedConfig):
     epochs: Annotated[int, Field(ge=1)] = 30
     """Epochs at most."""
     patience: Annotated[int, Field(ge=1)] = 5
-    """Epochs without a lower loss on the held-out inner fold before training stops."""
+    """Epochs without a better one on the held-out inner fold before training stops."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 3e-3
     """Step size of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
@@ -71,6 +73,11 @@ class NetworkConfig(TrainedConfig):
     are kept."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Traces a step."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1: the loss weighs both classes alike, however rare one is; 0: all items alike; between them the
+    weight of hallucinated ones is this power of correct over hallucinated."""
+    stop_by: Literal["validation_loss", "validation_average_precision"] = LOSS
+    """What decides which epoch is the best."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of folds, weights, dropout and the order of batches."""
     devices: Annotated[int, Field(ge=1)] = 1
@@ -172,7 +179,7 @@ class TokenNetworkConfig(CHARMConfig):
     epochs: Annotated[int, Field(ge=1)] = 20
     """Epochs at most."""
     patience: Annotated[int, Field(ge=1)] = 4
-    """Epochs without a lower loss on the held-out inner fold before training stops."""
+    """Epochs without a better one on the held-out inner fold before training stops."""
     nodes: Annotated[tuple[str, ...], Field(min_length=1)] = ("span", "diagonal", "sink", "entropy")
     """Blocks of node features."""
     batch_size: Annotated[int, Field(ge=1)] = 16

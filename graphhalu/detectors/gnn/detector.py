@@ -237,7 +237,7 @@ class NetworkDetector(TrainedDetector):
         first = Batch.from_data_list([training[0], training[min(1, len(training) - 1)]])
         check_network(network, first, self.card.level)
         learnt = _items(labels, used[fold.train])
-        weight = float((len(learnt) - learnt.sum()) / learnt.sum())
+        weight = float((len(learnt) - learnt.sum()) / learnt.sum()) ** config.balance
         report = train(network, training, stopping, weight, config, log_folder=self.log_folder)
         return network, report, _batched(network, stopping)
 

@@ -10,7 +10,7 @@ while the answer goes on.
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Final, final
+from typing import Annotated, Any, Final, Literal, final
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch_geometric.nn import GATv2Conv, MessagePassing, MultiAggregation
 from torch_geometric.utils import subgraph
 
 from graphhalu.core.axes import Span
-from graphhalu.detectors.gnn.config import TokenNetworkConfig
+from graphhalu.detectors.gnn.config import PRECISION, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.networks import equally_large_block, logit_head
 from graphhalu.graphs.edges import EdgeRule, GraphRecipe, TopK
@@ -31,7 +31,7 @@ from graphhalu.labels.labels import Level
 from graphhalu.traces.trace import Trace
 
 NEIGHBOURS: Final = 8
-"""Tokens before a token that it is joined with where edges do not follow attention."""
+"""Tokens that a token is joined with: those with the most attention, or those before it in the text."""
 RELATIONS: Final = ("distance", "from_context", "from_question", "from_answer", "is_same", "is_reversed")
 """What an edge carries beside attention."""
 _KINDS: Final = ((Span.CONTEXT,), (Span.QUESTION, Span.TEMPLATE, Span.SYSTEM, Span.BOS), (Span.ANSWER,))
@@ -51,12 +51,22 @@ def attended(data: Data) -> Pairs:
 
 
 def _by_attention(data: Data) -> Pairs:
-    key, query = data.edge_index
+    """Of the strongest keys of each layer those with the most attention in the mean over layers and heads."""
+    by_strength = data.edge_attr.mean(1).argsort(descending=True, stable=True)
+    order = by_strength[data.edge_index[1, by_strength].argsort(stable=True)]
+    rows = data.edge_index[1, order]
+    rank = torch.arange(len(rows)) - torch.searchsorted(rows, rows)
+    kept = order[rank < NEIGHBOURS].sort().values
+    return _at_readout(data, data.edge_index[:, kept], data.edge_attr[kept])
+
+
+def _at_readout(data: Data, pairs: Tensor, attention: Tensor) -> Pairs:
+    key, query = pairs
     is_within = data.is_answer[key] & data.is_answer[query]
     is_source = ~data.is_answer[key] & data.is_readout[query] & (query + 1 < data.num_nodes)
     produced = torch.stack([key, query + 1])
-    pairs = torch.cat([data.edge_index[:, is_within], produced[:, is_source]], dim=1)
-    return pairs, torch.cat([data.edge_attr[is_within], data.edge_attr[is_source]])
+    joined = torch.cat([pairs[:, is_within], produced[:, is_source]], dim=1)
+    return joined, torch.cat([attention[is_within], attention[is_source]])
 
 
 def neighbours(data: Data) -> Pairs:
@@ -243,7 +253,11 @@ class EvidenceConfig(TokenNetworkConfig):
     epochs: Annotated[int, Field(ge=1)] = 12
     """Epochs at most."""
     patience: Annotated[int, Field(ge=1)] = 3
-    """Epochs without a lower loss on the held-out inner fold before training stops."""
+    """Epochs without a better one on the held-out inner fold before training stops."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Power of correct over hallucinated tokens that a hallucinated one weighs; 1 weighs both classes alike."""
+    stop_by: Literal["validation_loss", "validation_average_precision"] = PRECISION
+    """What decides which epoch is the best: few tokens are hallucinated, so their precision is."""
     answer_loss: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the loss of an answer, whose logit is the largest of its tokens."""
 

@@ -20,20 +20,21 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.utils import scatter
-from torchmetrics.classification import BinaryAUROC
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from graphhalu.core.errors import NonFiniteError, UsageError
-from graphhalu.detectors.gnn.config import LOSS, NetworkConfig
+from graphhalu.detectors.gnn.config import LOSS, PRECISION, NetworkConfig
 
 _LOGGERS: Final = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
 
 
 class GraphTask(pl.LightningModule):
-    """Binary cross-entropy a graph, or an answer token, with balanced classes.
+    """Binary cross-entropy a graph, or an answer token.
 
     Args:
         network: Gives one logit for each value of ``batch.y``.
-        positive_weight: Weight of hallucinated ones: correct over hallucinated in training.
+        positive_weight: Weight of hallucinated ones.
         config: Step size and weight decay of AdamW; at token level the weight of the loss of answers.
     """
 
@@ -43,7 +44,9 @@ class GraphTask(pl.LightningModule):
         self.learning_rate, self.weight_decay = config.learning_rate, config.weight_decay
         self.answer_loss = getattr(config, "answer_loss", 0.0)
         self.register_buffer("positive_weight", torch.tensor(positive_weight))
-        self.auroc = BinaryAUROC()
+        self.metrics = MetricCollection(
+            {"validation_auroc": BinaryAUROC(), PRECISION: BinaryAveragePrecision()}
+        )
         # a buffer, so that it comes back from other processes too
         self.register_buffer("progress", torch.tensor([torch.inf, -1, 0], dtype=torch.float64))
 
@@ -59,18 +62,19 @@ class GraphTask(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Loss and AUROC of the traces that decide when to stop."""
+        """Loss and metrics of the traces that decide when to stop."""
         logits = self.network(batch)
-        self.auroc.update(logits, batch.y.long())
+        self.metrics.update(logits, batch.y.long())
         loss = self._loss(logits, batch)
         self.log(LOSS, loss, batch_size=len(batch.y), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the AUROC over all of them."""
+        """Log the metrics over all of them."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one class has no AUROC; nothing is decided by it
-            self.log("validation_auroc", self.auroc.compute())
-        self.auroc.reset()
+            warnings.simplefilter("ignore")  # one class has neither; then the first epoch is as good as any
+            found = self.metrics.compute()
+        self.log_dict({name: value.nan_to_num() for name, value in found.items()})
+        self.metrics.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the network."""
@@ -91,12 +95,14 @@ class BestWeights(EarlyStopping):
     """Stops as Lightning's callback does, and puts the weights of the best epoch back.
 
     Args:
-        patience: Epochs without a lower validation loss before training stops.
+        patience: Epochs without a better one before training stops.
+        monitor: What makes an epoch better: a lower loss, or a higher average precision.
     """
 
-    def __init__(self, patience: int) -> None:
-        super().__init__(LOSS, patience=patience, mode="min", check_on_train_epoch_end=False)
-        self.epoch, self.n_epochs = -1, 0
+    def __init__(self, patience: int, monitor: str = LOSS) -> None:
+        mode = "min" if monitor == LOSS else "max"
+        super().__init__(monitor, patience=patience, mode=mode, check_on_train_epoch_end=False)
+        self.epoch, self.n_epochs, self.loss = -1, 0, torch.inf
         self.weights: Mapping[str, Tensor] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -105,7 +111,7 @@ class BestWeights(EarlyStopping):
         before = self.best_score.clone()
         super().on_validation_end(trainer, pl_module)
         if self.best_score != before:
-            self.epoch = trainer.current_epoch
+            self.epoch, self.loss = trainer.current_epoch, float(trainer.callback_metrics[LOSS])
             weights = pl_module.network.state_dict()
             self.weights = {name: value.clone() for name, value in weights.items()}
 
@@ -113,7 +119,7 @@ class BestWeights(EarlyStopping):
         """Put them back; here, so that a strategy with other processes hands them over."""
         if self.weights:
             pl_module.network.load_state_dict(self.weights)
-        progress = [float(self.best_score), self.epoch, self.n_epochs]
+        progress = [self.loss, self.epoch, self.n_epochs]
         pl_module.progress.copy_(torch.tensor(progress, dtype=torch.float64))
 
 
@@ -138,14 +144,14 @@ def train(
         log_folder: Where the logger of the configuration writes; by default nothing is logged.
 
     Returns:
-        Epochs that were run, the best of them from 0, its validation loss and AUROC.
+        Epochs that were run, the best of them from 0, and its validation loss.
 
     Raises:
         NonFiniteError: If the validation loss was never finite.
         UsageError: If this machine lacks the devices, or the logger's package is missing.
     """
     task = GraphTask(network, positive_weight, config)
-    best = BestWeights(config.patience)
+    best = BestWeights(config.patience, config.stop_by)
     batches: Any = list(DataLoader(stopping, config.batch_size))  # the same ones after every epoch
     # only from page-locked memory does a copy not wait for the device
     has_pinned = accelerator(config) == "cuda" and torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
