@@ -134,8 +134,8 @@ def slow_pairs(trace, data):
     """Own rows within the answer, the rows before to the prompt, and neighbours; with their attention."""
     every = {tuple(pair): data.edge_attr[at] for at, pair in enumerate(data.edge_index.T.tolist())}
     start, found, of_row = trace.prompt_length, [], {}
-    for key, query in every:
-        of_row.setdefault(query, []).append((-every[key, query].mean(), key))
+    for (key, query), weight in every.items():
+        of_row.setdefault(query, []).append((-weight.mean(), key))
     assert any(len(row) > NEIGHBOURS for row in of_row.values())
     strongest = {(key, query) for query, row in of_row.items() for _, key in sorted(row)[:NEIGHBOURS]}
     attention = {pair: weight for pair, weight in every.items() if pair in strongest}

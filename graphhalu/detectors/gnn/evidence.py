@@ -255,7 +255,7 @@ class EvidenceConfig(TokenNetworkConfig):
     patience: Annotated[int, Field(ge=1)] = 3
     """Epochs without a better one on the held-out inner fold before training stops."""
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Power of correct over hallucinated tokens that a hallucinated one weighs; 1 weighs both classes alike."""
+    """Power of correct over hallucinated tokens that a hallucinated one weighs; 1: both classes alike."""
     stop_by: Literal["validation_loss", "validation_average_precision"] = PRECISION
     """What decides which epoch is the best: few tokens are hallucinated, so their precision is."""
     answer_loss: Annotated[float, Field(ge=0)] = 0.1
