@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from graphhalu.core.errors import UsageError
 from graphhalu.features.base import Feature, feature, within
 from graphhalu.features.block import Rows, TraceBlock
-from graphhalu.features.received import mean_received
+from graphhalu.features.row_statistics import mean_received
 from graphhalu.traces.schema import N_SINK_KEYS
 
 EPSILON: Final = 0.3

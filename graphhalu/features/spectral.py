@@ -11,7 +11,7 @@ from graphhalu.core.numerics import ragged_offsets
 from graphhalu.features.base import feature
 from graphhalu.features.block import Rows, TraceBlock
 from graphhalu.features.matrices import attention_at, finite_or_missing, row_pairs, row_starts
-from graphhalu.features.received import TOP_K, mean_received, token_diagonal, top_k
+from graphhalu.features.row_statistics import TOP_K, mean_received, token_diagonal, top_k
 
 LOG_FLOOR: Final = 1e-12
 """Smallest argument of a logarithm; the streams are half precision and end at 6e-8, below is 0."""

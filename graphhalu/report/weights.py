@@ -18,12 +18,12 @@ from graphhalu.report.tables import Cell, Row, cell
 from graphhalu.report.theme import LIGHT
 from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts
 from graphhalu.studies.weights.validation import Validation, paired_values
-from graphhalu.weights.compare import ProfileComparison
 from graphhalu.weights.risk import reads_mixed
 from graphhalu.weights.tables import (
     HEAD_DESCRIPTIONS,
     LAYER_DESCRIPTIONS,
     MEASURED_DESCRIPTIONS,
+    ProfileComparison,
     WeightProfile,
 )
 

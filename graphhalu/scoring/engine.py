@@ -25,8 +25,8 @@ from graphhalu.scoring.jobs import (
     TokenEvent,
     verdict,
 )
+from graphhalu.scoring.ready import ServeConfig
 from graphhalu.scoring.scorer import AnswerScorer
-from graphhalu.scoring.settings import ServeConfig
 from graphhalu.scoring.stream import LiveScores
 
 _log = logging.getLogger(__name__)

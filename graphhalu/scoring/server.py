@@ -37,9 +37,8 @@ from graphhalu.scoring.bodies import (
 )
 from graphhalu.scoring.engine import Engine
 from graphhalu.scoring.jobs import EndEvent, Failure, Job, QueueFullError, ScoredEvent, TokenEvent
-from graphhalu.scoring.ready import read_card
+from graphhalu.scoring.ready import API_KEY, LOOPBACK, ServeConfig, read_card
 from graphhalu.scoring.scorer import AnswerScorer
-from graphhalu.scoring.settings import API_KEY, LOOPBACK, ServeConfig
 
 PAGE: Final = Path(__file__).with_name("server.html")
 BODY_S: Final = 30.0
