@@ -155,6 +155,8 @@ QUANTILES: Final = (0.3, 0.5, 0.7, 0.85)
 """Shares of the training traces below the threshold on the membership score."""
 STRENGTHS: Final = (0.1, 0.3, 1.0)
 """As of :func:`l2_path`."""
+Subspace = tuple[float, Float[np.ndarray, "trace"], dict[str, Any]]
+"""AUROC on the training traces, membership of each trace, and what names the subspace."""
 _N_LAYERS: Final = 10
 
 
@@ -166,44 +168,27 @@ def learn_pseudo_labels(side: Side, _: Sequence[InnerFold]) -> Learned:
     layers = by_layer(side.columns)
     names = list(layers)
     picked = np.unique(np.linspace(0, len(names) - 1, _N_LAYERS).round().astype(int))
-    best = max(
+    separation, membership, about = max(
         (found for place in picked for found in _subspaces(side, names[place], layers[names[place]])),
-        key=lambda subspace: subspace.auroc,
+        key=lambda subspace: subspace[0],
     )
-    chosen = layers[best.report["layer"]]
+    chosen = layers[about["layer"]]
     scaling = Scaling.of(side.values[:, chosen])
     rotation = Rotation.of(scaling.apply(side.values[:, chosen]))
+    pseudo = {q: (membership > np.quantile(membership, q)).astype(np.int64) for q in QUANTILES}
     fitted = [
         (auroc(rotation.scores @ found.weight, side.labels), quantile, found)
-        for quantile in QUANTILES
-        for found in l2_path(rotation.scores, best.pseudo_labels(quantile), STRENGTHS)
+        for quantile, labels in pseudo.items()
+        for found in l2_path(rotation.scores, labels, STRENGTHS)
     ]
     reached, quantile, solution = max(fitted, key=lambda entry: entry[0])
     wide = scaling.widened(chosen, side.values.shape[1])
     model = wide.linear(rotation.columns(solution.weight), solution.bias)
-    report = {**best.report, "quantile": quantile, "membership_auroc": best.auroc, "train_auroc": reached}
+    report = {**about, "quantile": quantile, "membership_auroc": separation, "train_auroc": reached}
     return Learned(model, np.full(len(side.labels), np.nan), report)
 
 
 Haloscope: Final = ProbeDetector.variant("haloscope", __name__, learn=learn_pseudo_labels)
-
-
-class Subspace(NamedTuple):
-    """One choice of layer, components, weighting and sign.
-
-    Attributes:
-        auroc: How well its membership score tells the classes apart.
-        membership: Higher for what counts as hallucinated.
-        report: The choice, as plain values.
-    """
-
-    auroc: float
-    membership: Float[np.ndarray, "trace"]
-    report: Mapping[str, Any]
-
-    def pseudo_labels(self, quantile: float) -> Int[np.ndarray, "trace"]:
-        """1 for the traces above a quantile of the membership score."""
-        return (self.membership > np.quantile(self.membership, quantile)).astype(np.int64)
 
 
 def membership_score(
@@ -222,7 +207,7 @@ def membership_score(
 
 
 def _subspaces(side: Side, layer: str, chosen: Int[np.ndarray, "chosen"]) -> Iterator[Subspace]:
-    """Every choice within one layer."""
+    """Every choice within one layer; higher membership is hallucinated."""
     values = side.values[:, chosen]
     scaling = Scaling.of(values)
     # the method centres and does not scale
@@ -233,4 +218,4 @@ def _subspaces(side: Side, layer: str, chosen: Int[np.ndarray, "chosen"]) -> Ite
         reached = auroc(membership, side.labels)
         sign = 1 if reached >= 0.5 else -1  # noqa: PLR2004
         report = {"layer": layer, "n_components": number, "is_weighted": is_weighted, "sign": sign}
-        yield Subspace(max(reached, 1 - reached), sign * membership, report)
+        yield max(reached, 1 - reached), sign * membership, report

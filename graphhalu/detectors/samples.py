@@ -36,6 +36,8 @@ from graphhalu.labels.rouge import UnicodeTokenizer
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.trace import Trace
 
+Measures = Float[np.ndarray, "trace measure"]
+
 LEAST_SAMPLES: Final = 2
 """With fewer samples there is no agreement."""
 WAY_OUT: Final = "It compares sampled answers: extract with --samples 10"
@@ -181,18 +183,6 @@ def distance_to_answer(answers: Answers) -> float:
     return 1 - float(likeness([claimed_words(answers.own), *answers.claims])[0, 1:].mean())
 
 
-def _score_mean(answers: Answers) -> float:
-    return float(np.mean([each.beam_score or 0.0 for each in answers.samples]))
-
-
-def _score_spread(answers: Answers) -> float:
-    return float(np.std([each.beam_score or 0.0 for each in answers.samples]))
-
-
-def _length_spread(answers: Answers) -> float:
-    return float(np.std([each.length for each in answers.samples]))
-
-
 MEASURES: Final[Mapping[str, Callable[[Answers], float]]] = {
     "semantic-entropy": semantic_entropy,
     "lexical-similarity": lexical_dissimilarity,
@@ -200,9 +190,9 @@ MEASURES: Final[Mapping[str, Callable[[Answers], float]]] = {
     "mean-distance": mean_distance,
     "share-against": share_against,
     "distance-to-answer": distance_to_answer,
-    "score-mean": _score_mean,
-    "score-spread": _score_spread,
-    "length-spread": _length_spread,
+    "score-mean": lambda answers: float(np.mean([each.beam_score or 0.0 for each in answers.samples])),
+    "score-spread": lambda answers: float(np.std([each.beam_score or 0.0 for each in answers.samples])),
+    "length-spread": lambda answers: float(np.std([each.length for each in answers.samples])),
     "eccentricity": eccentricity,
     "kernel-entropy": kernel_entropy,
     "selfcheck-ngram": selfcheck_ngram,
@@ -214,7 +204,7 @@ AGREEMENT: Final = tuple(MEASURES)[:9]
 """Those that the trained detector reads."""
 
 
-def measured(traces: Sequence[Trace], names: Sequence[str]) -> Float[np.ndarray, "trace measure"]:
+def measured(traces: Sequence[Trace], names: Sequence[str]) -> Measures:
     """Numbers of each trace; NaN where its question has too few samples, or the trace no answer."""
     found = np.full((len(traces), len(names)), np.nan)
     for place, (trace, siblings) in enumerate(zip(traces, sibling_traces(traces), strict=True)):
@@ -257,9 +247,7 @@ def has_samples(traces: Sequence[Trace]) -> bool:
     )
 
 
-def fit_agreement(
-    values: Float[np.ndarray, "trace measure"], labels: Int[np.ndarray, "trace"]
-) -> dict[str, np.ndarray]:
+def fit_agreement(values: Measures, labels: Int[np.ndarray, "trace"]) -> dict[str, np.ndarray]:
     """Weights and bias of a logistic regression on plain values; classes are balanced."""
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)
     scaler, model = make_pipeline(StandardScaler(), regression).fit(values, labels).steps
@@ -267,9 +255,7 @@ def fit_agreement(
     return {"weight": weight, "bias": model[1].intercept_ - weight @ scaler[1].mean_}
 
 
-def logits(
-    values: Float[np.ndarray, "trace measure"], weights: Mapping[str, np.ndarray]
-) -> Float[np.ndarray, "trace"]:
+def logits(values: Measures, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "trace"]:
     """Row by row, so that none depends on the others."""
     found: Float[np.ndarray, "trace"] = (values * weights["weight"]).sum(axis=1) + weights["bias"][0]
     return found

@@ -31,6 +31,8 @@ from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
+Truth = Int[np.ndarray, "trace"]
+
 RIDGE: Final = 0.05
 """Penalty on the squared weights of the joined logits, a trace."""
 _FLOOR: Final = 1e-9
@@ -74,9 +76,7 @@ class Stack(TrainedDetector, ABC):
     def member_class(cls, name: str) -> type[Detector]:
         """The class of a member."""
 
-    def join_members(
-        self, members: Mapping[str, Any], labels: Labels, kept: Int[np.ndarray, "trace"]
-    ) -> None:
+    def join_members(self, members: Mapping[str, Any], labels: Labels, kept: Truth) -> None:
         """Take over fitted members and weigh them by their logits out of fold.
 
         Args:
@@ -231,9 +231,7 @@ class AllFeatures(Stack):
         return self
 
 
-def join(
-    logits: dict[str, Float[np.ndarray, "trace"]], labels: Int[np.ndarray, "trace"]
-) -> tuple[dict[str, Joint], float]:
+def join(logits: dict[str, Float[np.ndarray, "trace"]], labels: Truth) -> tuple[dict[str, Joint], float]:
     """Non-negative logistic regression on standardised logits, under a small ridge.
 
     Args:
@@ -259,7 +257,7 @@ def join(
 
 
 def _non_negative(
-    values: Float[np.ndarray, "trace block"], labels: Int[np.ndarray, "trace"]
+    values: Float[np.ndarray, "trace block"], labels: Truth
 ) -> tuple[Float[np.ndarray, "block"], float]:
     share = compute_sample_weight("balanced", labels) / len(labels)
     sign = 2.0 * labels - 1.0

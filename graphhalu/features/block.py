@@ -28,6 +28,10 @@ from graphhalu.traces.schema import (
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import MATRICES
 
+ByTrace = Float[np.ndarray, "trace *axes"]
+
+Counted = Bool[np.ndarray, "*counted item"]
+
 MEMORY_BLOCK: Final = 64
 """Traces in memory that make one block."""
 
@@ -65,7 +69,7 @@ class Ragged:
         counts = np.bincount(self.trace[chosen], minlength=len(self.lengths))
         return Ragged(ragged_offsets(counts))
 
-    def sum(self, values: Shaped[np.ndarray, "*axes item"]) -> Float[np.ndarray, "trace *axes"]:
+    def sum(self, values: Shaped[np.ndarray, "*axes item"]) -> ByTrace:
         """Sum over the items of each trace, in float64; 0 for a trace without items."""
         total = np.zeros((*values.shape[:-1], len(self.lengths)))
         filled = np.flatnonzero(self.lengths)
@@ -74,11 +78,7 @@ class Ragged:
             total[..., filled] = np.add.reduceat(values, starts, axis=-1, dtype=np.float64)
         return np.moveaxis(total, -1, 0)
 
-    def mean(
-        self,
-        values: Float[np.ndarray, "*axes item"],
-        is_counted: Bool[np.ndarray, "*counted item"] | None = None,
-    ) -> Float[np.ndarray, "trace *axes"]:
+    def mean(self, values: Float[np.ndarray, "*axes item"], is_counted: Counted | None = None) -> ByTrace:
         """Mean over the counted items of each trace; NaN where none counts.
 
         Args:
@@ -93,11 +93,7 @@ class Ragged:
             count = self.sum(wide)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
-    def std(
-        self,
-        values: Float[np.ndarray, "*axes item"],
-        is_counted: Bool[np.ndarray, "*counted item"] | None = None,
-    ) -> Float[np.ndarray, "trace *axes"]:
+    def std(self, values: Float[np.ndarray, "*axes item"], is_counted: Counted | None = None) -> ByTrace:
         """Population standard deviation of the counted items; NaN where none counts."""
         centre = np.moveaxis(self.mean(values, is_counted), 0, -1)
         # what is not counted may be infinite, and so may its distance
@@ -105,11 +101,7 @@ class Ragged:
             distance = np.square(values - centre[..., self.trace])
         return np.sqrt(self.mean(distance, is_counted))
 
-    def max(
-        self,
-        values: Float[np.ndarray, "*axes item"],
-        is_counted: Bool[np.ndarray, "*counted item"] | None = None,
-    ) -> Float[np.ndarray, "trace *axes"]:
+    def max(self, values: Float[np.ndarray, "*axes item"], is_counted: Counted | None = None) -> ByTrace:
         """Largest counted item of each trace; NaN where none counts."""
         if is_counted is None:
             is_counted = np.ones(values.shape[-1], dtype=bool)

@@ -208,18 +208,14 @@ def rauq(block: TraceBlock, *, alpha: float = 0.5) -> Float[np.ndarray, "trace"]
     """
     if not 0 < alpha <= 1:
         raise UsageError(f"alpha must be above 0 and at most 1, got {alpha}")
-    places = middle_places(block)
+    # the kept layers floor(L / 3) to ceil(2 L / 3) of a model of L layers
+    n_layers, layers = block.shape.n_layers, np.array(block.shape.attention_layers, dtype=np.int64)
+    places = np.flatnonzero((layers >= n_layers // 3) & (layers <= ceil(2 * n_layers / 3)))
     if not len(places):
         return np.full(len(block), np.nan)
     carried = np.stack([_carried(block, place) for place in places.tolist()], axis=1)
     mean_log = _mean_log_confidence(block, carried, alpha)
     return finite_or_missing(1.0 - mean_log.min(axis=1))
-
-
-def middle_places(block: TraceBlock) -> Int[np.ndarray, "layer"]:
-    """Places of the kept layers ``floor(L / 3) … ceil(2 L / 3)`` of a model of ``L`` layers."""
-    n_layers, layers = block.shape.n_layers, np.array(block.shape.attention_layers, dtype=np.int64)
-    return np.flatnonzero((layers >= n_layers // 3) & (layers <= ceil(2 * n_layers / 3)))
 
 
 def _carried(block: TraceBlock, place: int) -> Float[np.ndarray, "trace step"]:

@@ -10,6 +10,8 @@ from graphhalu.core.errors import UsageError
 from graphhalu.features.base import Feature, feature, within
 from graphhalu.features.block import Ragged, Rows, TraceBlock
 
+HeadSpans = Float[np.ndarray, "trace layer head span"]
+
 Of = Literal["prompt", "context"]
 RowValues = tuple[Float[np.ndarray, "layer head row"], Bool[np.ndarray, "layer #head row"]]
 """A number of each row, and where it says something."""
@@ -26,9 +28,7 @@ _ENTROPY: Final = (
 
 
 @feature("span_mass", source=_SPANS)
-def span_mass(
-    block: TraceBlock, *, of: Literal["answer", "all"] = "answer"
-) -> Float[np.ndarray, "trace layer head span"]:
+def span_mass(block: TraceBlock, *, of: Literal["answer", "all"] = "answer") -> HeadSpans:
     """Attention to each named span, mean over the rows that produce the answer.
 
     Formula:
@@ -43,9 +43,7 @@ def span_mass(
 
 
 @feature("span_mass", source=_SPANS)
-def span_mass_all(
-    block: TraceBlock, *, of: Literal["answer", "all"] = "all"
-) -> Float[np.ndarray, "trace layer head span"]:
+def span_mass_all(block: TraceBlock, *, of: Literal["answer", "all"] = "all") -> HeadSpans:
     """Attention to each named span, mean over all stored rows.
 
     Formula:

@@ -214,11 +214,6 @@ def _ordered_methods(result: Result) -> list[MethodTest]:
     return sorted(result.methods, key=lambda each: -each.difference)
 
 
-def _holm_of_methods(result: Result, test: Comparison) -> float | None:
-    method = result.method(test.detector)
-    return None if method is None else method.p_holm
-
-
 def family(row: DetectorRow) -> str:
     """The kind of a detector; a control is one before anything else.
 
@@ -294,7 +289,9 @@ def forest_figure(result: Result, names: Sequence[str] | None = None) -> Figure:
     words = figure_words("comparison", "forest") | {"xlabel": "difference of AUROC"}
     if not result.methods:
         words = {**words, "panels": words["panels"][:1]}
-    texts = [f"{_difference(test):+.3f}   {p_text(_holm_of_methods(result, test))}" for test in tests]
+    methods = [result.method(test.detector) for test in tests]
+    p_texts = [p_text(None if method is None else method.p_holm) for method in methods]
+    texts = [f"{_difference(test):+.3f}   {p}" for test, p in zip(tests, p_texts, strict=True)]
     return intervals(rows, words, texts=texts, band=tests[0].margin)
 
 

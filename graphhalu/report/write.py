@@ -19,7 +19,7 @@ from graphhalu.evaluation.univariate import read_maps
 from graphhalu.report.comparison import around_chance, comparison_page
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.frame import data, frame, metric_cells, metric_meanings, named, protocol_text
-from graphhalu.report.page import Page, Section, make_page, report_html, report_markdown, say, sections
+from graphhalu.report.page import Page, make_page, report_html, report_markdown, say, sections
 from graphhalu.report.plots import heat_maps
 from graphhalu.report.tables import ABSENT, cut
 
@@ -84,7 +84,7 @@ def read_page(folder: Path) -> Page:
     """
     transfer = read_transfer(folder)
     if has_result(folder):
-        more = transfer_sections(transfer) if transfer is not None else ()
+        more = sections("transfer", **_content(transfer)) if transfer is not None else ()
         return comparison_page(with_methods(read_result(folder)), read_maps(folder), more)
     if transfer is None:
         raise DataFileError(
@@ -127,11 +127,6 @@ def transfer_page(found: TransferResult) -> Page:
         protocol=protocol_text(found.config),
         **content,
     )
-
-
-def transfer_sections(found: TransferResult) -> tuple[Section, ...]:
-    """Heat map, table and failures, for the report of a comparison."""
-    return sections("transfer", **_content(found))
 
 
 def headline(found: TransferResult) -> tuple[str, str]:

@@ -229,9 +229,7 @@ class Api:
         waiters = [self._waiter(body, Question("asked", text, ()), plain) for text in body.prompts]
         frame = Frame("text_completion", self.engine, body)
         if body.stream:
-            return StreamingResponse(
-                frame.stream(waiters[0].all_events(request)), media_type="text/event-stream"
-            )
+            return _streamed(frame, waiters[0], request)
         return JSONResponse(frame.whole([await self._collected(each, request) for each in waiters]))
 
     async def _collected(self, waiter: Waiter, request: Request) -> tuple[list[TokenEvent], EndEvent]:

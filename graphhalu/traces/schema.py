@@ -16,6 +16,8 @@ from graphhalu.core.axes import N_SPANS
 from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.question import category_of
 
+Square = Shaped[np.ndarray, "*batch row key"]
+
 FORMAT: Final = "graphhalu-traces"
 FORMAT_VERSION: Final = 2
 
@@ -197,9 +199,7 @@ def n_pairs(length: int, row_start: int = 0) -> int:
     return (length * (length + 1) - row_start * (row_start + 1)) // 2
 
 
-def pack_triangle(
-    square: Shaped[np.ndarray, "*batch row key"], row_start: int = 0
-) -> Shaped[np.ndarray, "*batch pair"]:
+def pack_triangle(square: Square, row_start: int = 0) -> Shaped[np.ndarray, "*batch pair"]:
     """Keep what a causal row can see: entries ``key <= row``, row by row.
 
     Args:
@@ -216,9 +216,7 @@ def pack_triangle(
     return square[..., rows, keys]
 
 
-def unpack_triangle(
-    packed: Shaped[np.ndarray, "*batch pair"], length: int, row_start: int = 0
-) -> Shaped[np.ndarray, "*batch row key"]:
+def unpack_triangle(packed: Shaped[np.ndarray, "*batch pair"], length: int, row_start: int = 0) -> Square:
     """Inverse of :func:`pack_triangle`; entries above the diagonal are exactly 0."""
     n_rows = length - row_start
     expected = n_pairs(length, row_start)

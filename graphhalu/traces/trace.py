@@ -7,7 +7,7 @@ asked for is read; both look the same here.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -131,7 +131,7 @@ class Trace:
     @property
     def has_attention(self) -> bool:
         """Whether every weight is kept."""
-        return not {"attention", "attention_fixed"}.isdisjoint(self.arrays)
+        return attention_kept(self.arrays) == "full"
 
     def attention(self, layer: int) -> Float[np.ndarray, "head row key"]:
         """Attention of one model layer, float32, zero above the diagonal.
@@ -223,6 +223,13 @@ class Trace:
                 f"  Extract it again with another --keep"
             )
         return self.arrays[name]
+
+
+def attention_kept(arrays: Collection[str]) -> Literal["full", "edges", "streams"]:
+    """How much of the attention these arrays keep."""
+    if not {"attention", "attention_fixed"}.isdisjoint(arrays):
+        return "full"
+    return "edges" if "edge_key" in arrays else "streams"
 
 
 def layer_position(layer: int, kept: tuple[int, ...], what: str) -> int:

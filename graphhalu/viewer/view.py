@@ -15,9 +15,10 @@ from graphhalu.features.block import TraceBlock, block_of
 from graphhalu.features.matrix import require_level
 from graphhalu.features.registry import FeatureSpec, as_specs, available_features
 from graphhalu.labels.labels import MEANINGS
+from graphhalu.report.tables import cut
 from graphhalu.report.theme import RISING
 from graphhalu.traces.store import TraceStore
-from graphhalu.traces.trace import Trace
+from graphhalu.traces.trace import Trace, attention_kept
 from graphhalu.viewer.heads import HIDDEN_SINKS, fitting_edges, layer_text, most_edges, weight_format
 from graphhalu.viewer.scores import (
     DetectorScores,
@@ -129,7 +130,7 @@ class View:
             "n_kv_heads": shape.n_kv_heads,
             "windows": list(shape.layer_windows),
             "weights": weight_format(self.store.arrays),
-            "keeps": _keeps(self.store.arrays),
+            "keeps": attention_kept(self.store.arrays),
             "hidden_sinks": list(HIDDEN_SINKS),
             "span_names": list(SPAN_NAMES),
             "rising": list(RISING),
@@ -176,8 +177,8 @@ class View:
         record, detector = self.store.records[index], self.detector
         entry: dict[str, Any] = {
             "id": record.trace_id,
-            "question": _short(record.question),
-            "answer": _short(record.answer),
+            "question": cut(record.question, _SHORT),
+            "answer": cut(record.answer, _SHORT),
             "length": record.length,
             "label": None,
             "reason": "",
@@ -271,19 +272,8 @@ def _pieces(trace: Trace, texts: Sequence[str]) -> tuple[int, ...]:
     return piece_starts(texts, trace.span_code) if trace.has_attention else ()
 
 
-def _keeps(arrays: Sequence[str]) -> str:
-    """How much of the attention a store with these arrays keeps."""
-    if not {"attention", "attention_fixed"}.isdisjoint(arrays):
-        return "full"
-    return "edges" if "edge_key" in arrays else "streams"
-
-
 def _packed(values: Shaped[np.ndarray, "..."]) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
 
 MOST_SHEETS: Final = 6

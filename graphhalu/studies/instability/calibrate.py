@@ -222,7 +222,7 @@ def _method_row(method: Method, seeds: list[NestedScores], cases: Cases, setting
     own = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
     best, is_attack = method.fit_in_sample(cases), cases.labels == 1
     sample = EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
-    pooled = pooled_auroc([each.scores for each in seeds], sample)
+    pooled, _, resampled = pooled_auroc([each.scores for each in seeds], sample)
     aurocs = [auroc(each.scores, cases.labels) for each in seeds]
     choices = Counter(choice for each in seeds for choice in each.choices).most_common(5)
     in_sample = best.scores >= thresholds(best.scores, cases.labels, settings)[:, None]
@@ -242,7 +242,7 @@ def _method_row(method: Method, seeds: list[NestedScores], cases: Cases, setting
         name=method.name,
         summary=method.summary,
         n_candidates=method.columns.shape[1] if isinstance(method, ColumnMethod) else 1,
-        auroc=Estimate(pooled.auroc, *percentile_interval(pooled.resampled, settings.level)),
+        auroc=Estimate(pooled, *percentile_interval(resampled, settings.level)),
         seed_sd=float(np.std(aurocs, ddof=1)) if len(aurocs) > 1 else None,
         in_sample=_auroc(filled, cases, settings.n_resamples, settings.level),
         f1=Estimate.of(_f1(hits), settings.level),
