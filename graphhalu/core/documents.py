@@ -120,10 +120,8 @@ def read_object(path: Path, *, way_out: str) -> dict[str, Any]:
     Raises:
         DataFileError: If there is no such file, or it holds something else.
     """
-    try:
-        return read_json_object(path)
-    except FileNotFoundError:
-        raise DataFileError(f"no result in {path.parent}: {path.name} is missing\n  {way_out}") from None
+    missing = DataFileError(f"no result in {path.parent}: {path.name} is missing\n  {way_out}")
+    return read_json_object(path, missing=missing)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -25,29 +25,25 @@ N_CLUSTERS: Final = 20
 _N_TERMS: Final = 4096
 
 
-class WordClusters:
+Centres = Float[np.ndarray, "cluster term"]
+
+
+def cluster_centres(texts: Sequence[str]) -> Centres:
     """Clusters of texts by their words: k-means on hashed word counts in logs, seed 0.
 
-    Args:
-        centres: One a cluster, over the hashed words.
+    :data:`N_CLUSTERS` of them, or as many as there are different texts.
     """
+    n_clusters = min(N_CLUSTERS, len(set(texts)))
+    with warnings.catch_warnings():
+        # texts that differ in case alone leave fewer clusters than were asked for
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(n_clusters, n_init=3, random_state=0).fit(_terms(texts)).cluster_centers_
 
-    def __init__(self, centres: Float[np.ndarray, "cluster term"]) -> None:
-        self.centres = centres
 
-    @classmethod
-    def fit(cls, texts: Sequence[str]) -> "WordClusters":
-        """Clusters of these texts, :data:`N_CLUSTERS` of them or as many as there are different texts."""
-        n_clusters = min(N_CLUSTERS, len(set(texts)))
-        with warnings.catch_warnings():
-            # texts that differ in case alone leave fewer clusters than were asked for
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return cls(KMeans(n_clusters, n_init=3, random_state=0).fit(_terms(texts)).cluster_centers_)
-
-    def names(self, texts: Sequence[str]) -> list[str]:
-        """The cluster of each text."""
-        nearest = pairwise_distances_argmin(_terms(texts), self.centres)
-        return [f"cluster {index}" for index in nearest.tolist()]
+def cluster_names(texts: Sequence[str], centres: Centres) -> list[str]:
+    """The cluster of each text."""
+    nearest = pairwise_distances_argmin(_terms(texts), centres)
+    return [f"cluster {index}" for index in nearest.tolist()]
 
 
 def _terms(texts: Sequence[str]) -> csr_matrix:
@@ -76,11 +72,10 @@ class CategoryPrior(TrainedDetector):
     card: ClassVar[DetectorCard] = DetectorCard.of("category-prior")
     saved_fields: ClassVar[tuple[str, ...]] = ("config", "shares", "overall")
 
-    def __init__(self, seed: int | None = None, config: Any = None) -> None:
-        super().__init__(seed, config)
-        self.shares: dict[str, float] | None = None
-        self.overall = 0.0
-        self.clusters: WordClusters | None = None
+    shares: dict[str, float] | None = None
+    overall: float = 0.0
+    centres: Centres | None = None
+    """Of clusters of questions, where they have no categories."""
 
     @property
     def n_parameters(self) -> int:
@@ -92,9 +87,9 @@ class CategoryPrior(TrainedDetector):
         chosen = ChosenTraces.labelled(traces, labels, split.train)
         values = labels.values[np.array(chosen.indices, dtype=np.int64)]
         check_classes(values, self.card)
-        self.clusters = None
+        self.centres = None
         if any(trace.record.category is None for trace in chosen):
-            self.clusters = WordClusters.fit([trace.record.question for trace in chosen])
+            self.centres = cluster_centres([trace.record.question for trace in chosen])
         names, place = np.unique(self._categories(chosen), return_inverse=True)
         self.overall = float(values.mean())
         shares = drawn_shares(values, place, len(names), self.overall)
@@ -114,21 +109,21 @@ class CategoryPrior(TrainedDetector):
         return Scores.of(np.where(np.array(has_answer, dtype=bool), np.array(found), np.nan))
 
     def _categories(self, traces: Sequence[Trace]) -> list[str]:
-        if self.clusters is None:
+        if self.centres is None:
             return [str(trace.record.category) for trace in traces]
-        return self.clusters.names([trace.record.question for trace in traces]) if len(traces) else []
+        return cluster_names([trace.record.question for trace in traces], self.centres) if len(traces) else []
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Describe the shares; write the clusters, if there are any."""
         self.fitted(self.shares)
-        if self.clusters is not None:
-            write_arrays(folder, {"centres": self.clusters.centres})
+        if self.centres is not None:
+            write_arrays(folder, {"centres": self.centres})
         names = ("shares", "overall")
-        return {"has_clusters": self.clusters is not None} | {name: getattr(self, name) for name in names}
+        return {"has_clusters": self.centres is not None} | {name: getattr(self, name) for name in names}
 
     def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
         """Take over the shares and the clusters of a saved control."""
         self.shares = {str(name): float(share) for name, share in values["shares"].items()}
         self.overall = float(values["overall"])
         if values.get("has_clusters"):
-            self.clusters = WordClusters(read_arrays(folder)["centres"])
+            self.centres = read_arrays(folder)["centres"]

@@ -20,7 +20,7 @@ from graphhalu.detectors.base import (
 )
 from graphhalu.detectors.columns import columns_of
 from graphhalu.detectors.identity import check_identity
-from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
+from graphhalu.detectors.saved import TrainedDetector
 from graphhalu.detectors.smoothing import SmoothedDetector
 from graphhalu.detectors.token_features import family_columns
 from graphhalu.detectors.token_probes import LinearTokenDetector
@@ -47,10 +47,8 @@ class ScalarDetector(TrainedDetector):
     way_out: ClassVar[str] = ""
     """Advice for traces without a value."""
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.sign: int | None = None
-        self.train_auroc: float | None = None
+    sign: int | None = None
+    train_auroc: float | None = None
 
     def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
         """The number of each trace, before its sign; NaN where there is none.

@@ -94,10 +94,8 @@ class SmoothedDetector(TrainedDetector):
 
     config: SmoothedConfig
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.inner: Detector | None = None
-        self.smoothing: dict[str, float] | None = None
+    inner: Detector | None = None
+    smoothing: dict[str, float] | None = None
 
     @property
     def n_parameters(self) -> int | None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from graphhalu.core.errors import UsageError
 from graphhalu.core.splits import grouped_folds
-from graphhalu.detectors.category import N_CLUSTERS, WordClusters, drawn_shares
+from graphhalu.detectors.category import N_CLUSTERS, cluster_centres, cluster_names, drawn_shares
 from graphhalu.evaluation.metrics import Floats, Groups, Ints
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.schema import TraceRecord
@@ -63,7 +63,7 @@ def question_categories(
         return None
     if field == WORDS:
         texts = [record.question for record in records]
-        values, rule = WordClusters.fit(texts).names(texts), _RULE
+        values, rule = cluster_names(texts, cluster_centres(texts)), _RULE
     elif field == "auto":
         values = [str(record.category) for record in records if record.category is not None]
         rule = "the data set"

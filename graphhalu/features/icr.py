@@ -4,7 +4,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import entr
+from scipy.special import entr, softmax
 
 from graphhalu.core.errors import TraceNotFoundError, UsageError
 from graphhalu.features.base import feature
@@ -165,9 +165,6 @@ def row_icr(weight: Ranked, along: Ranked, is_kept: Bool[np.ndarray, "row rank"]
 
 def _softmax(logits: Ranked, is_kept: Bool[np.ndarray, "row rank"]) -> Ranked:
     shown = np.where(is_kept, logits, -np.inf)
-    top = shown.max(axis=1, keepdims=True)
-    # a row without any key has no largest logit; NaN and infinity make all of a row NaN
+    # a row without any key has no weight; NaN and infinity make all of a row NaN
     with np.errstate(invalid="ignore"):
-        weight = np.exp(shown - np.where(np.isneginf(top), 0.0, top))
-    total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return weight / total
+        return np.where(is_kept.any(axis=1, keepdims=True), softmax(shown, axis=1), 0.0)

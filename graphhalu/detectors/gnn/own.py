@@ -180,10 +180,8 @@ class Graphhalu(Stack):
 
     config: StackConfig
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.log_folder: Path | None = None
-        """Where Lightning's logger writes; nothing is logged without."""
+    log_folder: Path | None = None
+    """Where Lightning's logger writes; nothing is logged without."""
 
     @property
     def compares(self) -> Compared | None:
