@@ -15,7 +15,6 @@ from sklearn.metrics import pairwise_distances_argmin
 
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Scores, check_classes
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.saved import TrainedDetector, read_arrays, write_arrays
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
@@ -102,8 +101,7 @@ class CategoryPrior(TrainedDetector):
 
         A trace without an answer has no score.
         """
-        shares = self.fitted(self.shares)
-        check_identity(self.identity, traces)
+        shares = self.fitted(self.shares, traces)
         found = [shares.get(name, self.overall) for name in self._categories(traces)]
         has_answer = [bool(trace.record.answer.strip()) for trace in traces]
         return Scores.of(np.where(np.array(has_answer, dtype=bool), np.array(found), np.nan))

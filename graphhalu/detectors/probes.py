@@ -13,7 +13,6 @@ from pydantic import Field
 from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, Scores, check_classes
 from graphhalu.detectors.columns import Layout, check_shape, columns_of, describe_shape, one_shape
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.inner_search import (
     ALL_COMPONENTS,
     Grid,
@@ -106,8 +105,7 @@ class ProbeDetector(TrainedDetector):
         Raises:
             DetectorMismatchError: If a trace is of a model of another shape.
         """
-        model = self.fitted(self.model)
-        check_identity(self.identity, traces)
+        model = self.fitted(self.model, traces)
         if not len(traces):
             return Scores.of(np.zeros(0))
         one_shape(traces)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import entr
+from scipy.stats import entropy
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -26,8 +27,7 @@ from graphhalu.detectors.base import (
     check_classes,
     sibling_traces,
 )
-from graphhalu.detectors.identity import check_identity
-from graphhalu.detectors.inner_search import folds_of, with_both_classes
+from graphhalu.detectors.inner_search import folds_of
 from graphhalu.detectors.saved import TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.scalars import ScalarDetector
 from graphhalu.labels.labels import Labels, question_groups
@@ -80,8 +80,7 @@ def likeness(claims: Sequence[frozenset[str]]) -> Float[np.ndarray, "answer answ
 
 def semantic_entropy(answers: Answers) -> float:
     """Entropy (nat) of the meanings of the samples, each as likely as it is frequent."""
-    shares = np.array(list(Counter(answers.claims).values())) / len(answers.samples)
-    return float(-(shares * np.log(shares)).sum())
+    return float(entropy(list(Counter(answers.claims).values())))
 
 
 def lexical_dissimilarity(answers: Answers) -> float:
@@ -133,9 +132,9 @@ def kernel_entropy(answers: Answers) -> float:
 def selfcheck_ngram(answers: Answers) -> float:
     """Mean surprise (nat) of the answer's words under word counts of samples and answer, plus one each."""
     texts = [answers.own, *answers.samples]
-    counts = Counter(word for each in texts for word in _words(each.answer))
+    counts = Counter(word for each in texts for word in _TOKENIZER.tokenize(each.answer))
     total = sum(counts.values()) + len(counts)
-    surprise = [-np.log((counts[word] + 1) / total) for word in _words(answers.own.answer)]
+    surprise = [-np.log((counts[word] + 1) / total) for word in _TOKENIZER.tokenize(answers.own.answer)]
     return float(np.mean(surprise)) if surprise else np.nan
 
 
@@ -166,10 +165,6 @@ def sentence_sar(answers: Answers) -> float:
     weight = likeness(answers.claims)
     np.fill_diagonal(weight, 0)
     return float(-np.log(probability + weight @ probability / SAR_TEMPERATURE).mean())
-
-
-def _words(text: str) -> list[str]:
-    return _TOKENIZER.tokenize(text)
 
 
 def share_against(answers: Answers) -> float:
@@ -300,12 +295,11 @@ class SampleAgreement(TrainedDetector):
         chosen = ChosenTraces.labelled(traces, labels, split.train)
         values = measured(chosen, AGREEMENT) if len(chosen) else np.zeros((0, len(AGREEMENT)))
         known = np.isfinite(values).all(axis=1)
-        targets = labels.values[np.array(chosen.indices, dtype=np.int64)[known]]
-        check_classes(targets, self.card, n_without=int((~known).sum()), way_out=WAY_OUT)
         values, indices = values[known], np.array(chosen.indices, dtype=np.int64)[known]
+        targets = labels.values[indices]
+        check_classes(targets, self.card, n_without=int((~known).sum()), way_out=WAY_OUT)
         groups = question_groups([traces[index] for index in indices.tolist()])
-        seed = getattr(self.config, "seed", 0)
-        for fold in with_both_classes(folds_of(targets, groups, n_folds=3, seed=seed), targets):
+        for fold in folds_of(targets, groups, n_folds=3, seed=self.config.seed):
             held_out = logits(values[fold.held_out], fit_agreement(values[fold.train], targets[fold.train]))
             self.out_of_fold |= dict(zip(indices[fold.held_out].tolist(), held_out[:, None], strict=True))
         self.weights = fit_agreement(values, targets)
@@ -314,8 +308,7 @@ class SampleAgreement(TrainedDetector):
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """Logit of each trace whose question has samples."""
-        weights = self.fitted(self.weights)
-        check_identity(self.identity, traces)
+        weights = self.fitted(self.weights, traces)
         return Scores.of(logits(measured(traces, AGREEMENT), weights))
 
     def write(self, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Final, TypeVar
 import numpy as np
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
@@ -82,7 +81,7 @@ class TrainedDetector(Detector, ABC):
         """The error for a score before a fit."""
         return UsageError(f"{self.card.name} is not fitted: call fit first, or load a saved one")
 
-    def fitted(self, learned: T | None) -> T:
+    def fitted(self, learned: T | None, traces: Sequence[Trace] = ()) -> T:
         """What fitting learned.
 
         Raises:
@@ -90,6 +89,7 @@ class TrainedDetector(Detector, ABC):
         """
         if learned is None:
             raise self.unfitted()
+        check_identity(self.identity, traces)
         return learned
 
     @property
@@ -225,9 +225,7 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         DataFileError: If the file is missing or damaged.
     """
-    path = folder / WEIGHTS_FILE
-    with reading(f"{path} cannot be read", also=(SafetensorError,), way_out="Train the detector again"):
-        return load_numpy(path)
+    return {name: value.numpy() for name, value in read_weights(folder).items()}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ from graphhalu.detectors.base import (
     sibling_traces,
 )
 from graphhalu.detectors.columns import columns_of
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.saved import TrainedDetector
 from graphhalu.detectors.smoothing import SmoothedDetector
 from graphhalu.detectors.token_features import family_columns
@@ -71,8 +70,7 @@ class ScalarDetector(TrainedDetector):
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """The signed number of each trace."""
-        sign = self.fitted(self.sign)
-        check_identity(self.identity, traces)
+        sign = self.fitted(self.sign, traces)
         values = sign * self.values(traces) if len(traces) else np.zeros(0)
         return Scores.of(np.where(np.isfinite(values), values, np.nan))
 

@@ -25,7 +25,6 @@ from graphhalu.detectors.base import (
     card_attributes,
     check_classes,
 )
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes import ProbeConfig, ProbeDetector, Summaries
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
 from graphhalu.labels.labels import Labels
@@ -96,8 +95,7 @@ class Stack(TrainedDetector, ABC):
 
         NaN where members with too little of the weight are known.
         """
-        self.fitted(self.members or None)
-        check_identity(self.identity, traces)
+        self.fitted(self.members or None, traces)
         total, known = np.full(len(traces), self.bias), np.zeros(len(traces))
         all_weights = sum(joint.weight + _FLOOR for joint in self.joints.values())
         for name, member in self.members.items():

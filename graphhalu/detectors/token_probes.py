@@ -14,7 +14,6 @@ from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.columns import check_shape, describe_shape
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.inner_search import folds_of, simplest, with_both_classes
 from graphhalu.detectors.linear import LinearModel, Scaling, Solution
 from graphhalu.detectors.probes import ProbeConfig
@@ -235,8 +234,7 @@ class LinearTokenDetector(TrainedDetector):
         Raises:
             DetectorMismatchError: If a trace is of a model of another shape.
         """
-        self.fitted(self.model)
-        check_identity(self.identity, traces)
+        self.fitted(self.model, traces)
         return Scores.ragged([self._logits(trace) for trace in traces])
 
     @property

@@ -24,7 +24,7 @@ from graphhalu.evaluation.bootstrap import Estimate, bootstrap_interval
 from graphhalu.evaluation.categories import Categories, cross_fitted_rate, question_categories
 from graphhalu.evaluation.metrics import Floats, Groups, Ints, auroc, check_classes
 from graphhalu.evaluation.result import TEXTS
-from graphhalu.evaluation.significance import auroc_influence
+from graphhalu.evaluation.significance import auroc_influence, grouped_delong_test
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.match import kind_of
 from graphhalu.traces.schema import TraceRecord
@@ -281,12 +281,10 @@ def smallest_difference(labels: Ints, groups: Groups, *, seed: int = 0) -> float
     """
     generator, errors = np.random.default_rng(seed), []
     shift, correlation = float(np.sqrt(2) * norm.ppf(_ASSUMED["auroc"])), _ASSUMED["correlation"]
-    group = np.unique(groups, return_inverse=True)[1]
     for _ in range(_N_DRAWS):
         shared, own = generator.normal(size=len(labels)), generator.normal(size=(2, len(labels)))
         noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
         first, second = (auroc_influence(each + shift * labels, labels) for each in noise)
-        of_group = np.bincount(group, weights=first - second)
-        errors.append(float(np.sqrt(of_group @ of_group)))
+        errors.append(grouped_delong_test(0.0, first - second, groups)[0])
     quantiles = float(norm.ppf(1 - (1 - _LEVEL) / 2) + norm.ppf(_ASSUMED["power"]))
     return quantiles * float(np.mean(errors))

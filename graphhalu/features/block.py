@@ -17,14 +17,7 @@ from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.core.numerics import ragged_offsets
 from graphhalu.traces.part import LazyArray, Part
-from graphhalu.traces.schema import (
-    TraceRecord,
-    TraceShape,
-    array_spec,
-    from_bfloat16_bits,
-    from_fixed_point,
-    ragged_length,
-)
+from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec, decoded, ragged_length
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import MATRICES
 
@@ -257,11 +250,7 @@ class TraceBlock:
         Raises:
             TraceNotFoundError: If the traces do not keep it.
         """
-        encoding = array_spec(name).encoding
-        values = self.raw(name) if layer is None else self.stored(name, layer)
-        if encoding != "plain":
-            return (from_bfloat16_bits if encoding == "bfloat16" else from_fixed_point)(values)
-        return values.astype(np.float32) if values.dtype == np.float16 else values
+        return decoded(self.raw(name) if layer is None else self.stored(name, layer), name)
 
     def raw(self, name: str) -> Shaped[np.ndarray, "..."]:
         """A whole array in the stored number format, not to be changed.

@@ -9,6 +9,7 @@ from graphhalu.core.errors import UsageError
 from graphhalu.features.base import feature
 from graphhalu.features.block import Ragged, TraceBlock
 from graphhalu.features.matrices import RowPairs, attention_at, finite_or_missing, row_pairs, row_starts
+from graphhalu.traces.trace import attention_kept
 
 PreviousToken = tuple[Float[np.ndarray, "head row"], Float[np.ndarray, "head row"]]
 """Attention to the token before, and the most that it can be where that is not known.
@@ -27,8 +28,8 @@ def previous_token(block: TraceBlock, place: int) -> PreviousToken:
     Raises:
         TraceNotFoundError: If the traces keep neither.
     """
-    is_edges = not block.has("attention") and not block.has("attention_fixed")
-    found = (_from_edges if is_edges and block.has("edge_key") else _from_pairs)(block, place)
+    is_edges = attention_kept(block.arrays.names()) == "edges"
+    found = (_from_edges if is_edges else _from_pairs)(block, place)
     is_blind = (block.row_token == 0) | (block.n_visible[place] == 1)
     values, bound = (np.where(is_blind, np.nan, part) for part in found)
     return values, bound

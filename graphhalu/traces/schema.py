@@ -250,3 +250,11 @@ def from_bfloat16_bits(bits: UInt16[np.ndarray, "*shape"]) -> Float[np.ndarray, 
 def from_fixed_point(steps: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """The float32 probabilities of fixed-point steps."""
     return steps.astype(np.float32) / np.float32(FIXED_STEPS)
+
+
+def decoded(values: Shaped[np.ndarray, "..."], name: str) -> Shaped[np.ndarray, "..."]:
+    """Values of the array of this name; half precision, bfloat16 bits and fixed point as float32."""
+    encoding = array_spec(name).encoding
+    if encoding != "plain":
+        return (from_bfloat16_bits if encoding == "bfloat16" else from_fixed_point)(values)
+    return values.astype(np.float32) if values.dtype == np.float16 else values

@@ -19,6 +19,7 @@ from graphhalu.traces.schema import (
     TraceRecord,
     TraceShape,
     array_spec,
+    decoded,
     from_bfloat16_bits,
     from_fixed_point,
     unpack_triangle,
@@ -197,17 +198,12 @@ class Trace:
 
     def stream(self, name: str) -> Shaped[np.ndarray, "..."]:
         """A whole array by name; half precision, bfloat16 bits and fixed point as float32."""
-        values = self.array(name)[:]
-        encoding = array_spec(name).encoding
-        if encoding != "plain":
-            return (from_bfloat16_bits if encoding == "bfloat16" else from_fixed_point)(values)
-        return values.astype(np.float32) if values.dtype == np.float16 else values
+        return decoded(self.array(name)[:], name)
 
     def layer_stream(self, name: str, layer: int) -> Shaped[np.ndarray, "..."]:
         """One model layer of a stream whose first axis is ``layer``, as :meth:`stream`."""
         position = layer_position(layer, self.shape.attention_layers, f"{name} of layer")
-        values = self.array(name)[position]
-        return values.astype(np.float32) if values.dtype == np.float16 else values
+        return decoded(self.array(name)[position], name)
 
     def array(self, name: str) -> np.ndarray | LazyArray:
         """An array in the stored number format; of a store, entries of its first axis are read alone.

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import ConfigError, DataFileError
-from graphhalu.detectors.gnn.detectors import Gat
-from graphhalu.detectors.gnn.own import Graphhalu, StackConfig
+from graphhalu.detectors.gnn.detectors import Gat, Graphhalu, StackConfig
 from graphhalu.detectors.joint import JointProbe
 from graphhalu.detectors.saved import load_detector, save_detector
 

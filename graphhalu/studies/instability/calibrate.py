@@ -26,7 +26,7 @@ from graphhalu.evaluation.bootstrap import (
     percentile_interval,
     resample_sums,
 )
-from graphhalu.evaluation.calibration import best_f1_threshold
+from graphhalu.evaluation.calibration import best_f1_threshold, threshold_at
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import Mask, auroc
 from graphhalu.evaluation.significance import column_tests, compare_to_baseline, pooled_auroc
@@ -152,26 +152,6 @@ def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, see
     is_there = np.isfinite(pooled)
     scores = np.where(is_there, pooled, np.nanmedian(pooled))
     return NestedScores(scores, flagged, tuple(choices), float(is_there.mean()))
-
-
-def threshold_at(scores: Scores, labels: Codes, rate: float) -> float:
-    """The lowest threshold that flags at most a share ``rate`` of the benign prompts.
-
-    Scores at or above it are flagged; a prompt without a score is not. With fewer than
-    ``1 / rate`` benign prompts it lies just above the highest of them.
-
-    Args:
-        scores: Higher where an attack is more likely; NaN if unknown.
-        labels: 1 = attack.
-        rate: In (0, 1).
-    """
-    benign = scores[labels == 0]
-    ordered = np.sort(benign[np.isfinite(benign)])[::-1]
-    # 0.1 of 30 prompts are 3, whatever rounding makes of the product
-    n_allowed = int(np.floor(rate * len(benign) + 1e-9))
-    if n_allowed >= len(ordered):
-        return float(np.nanmin(scores))
-    return float(np.nextafter(ordered[n_allowed], np.inf))
 
 
 def thresholds(scores: Scores, labels: Codes, settings: CalibrateSettings) -> Float[np.ndarray, "aim"]:
