@@ -123,16 +123,16 @@ def chosen_scorer(
         except DetectorMismatchError as error:
             say(f"{str(error).splitlines()[0]}: its answers are scored by likelihood alone")
             run = fallback
-            loaded = library.load_model(scorer.config("given", **_known(where)).model)
+            loaded = library.load_model(
+                scorer.config(
+                    "given", **{name: value for name, value in where.items() if value is not None}
+                ).model
+            )
             scorer = library.load_detector(run).bind(loaded.model, loaded.tokenizer)
     card = library.read_card(scorer.folder)
     said = f"the detector {run} ({card['summary']})" if card else f"the detector in {run}"
     say(f"using {said}")
     return scorer
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def newest_run(detector_class: str | None = None) -> Path | None:

@@ -1,30 +1,33 @@
-"""Control that reads the category of a question: how often its other answers are hallucinated."""
+"""Categories of questions, and the control that reads them: how often answers of one are hallucinated."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+import pandas as pd
+from jaxtyping import Float, Int, Shaped
 from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.metrics import pairwise_distances_argmin
 
+from graphhalu.core.errors import UsageError
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.saved import TrainedDetector, read_arrays, write_arrays
 from graphhalu.labels.labels import Labels
+from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.trace import Trace
 
 N_CLUSTERS: Final = 20
 """Clusters of the questions' words that stand for categories where no field names one."""
 _N_TERMS: Final = 4096
-
-
 Centres = Float[np.ndarray, "cluster term"]
+Groups = Shaped[np.ndarray, "item"]
 
 
 def cluster_centres(texts: Sequence[str]) -> Centres:
@@ -63,6 +66,74 @@ def drawn_shares(
     """
     ones = np.bincount(place, weights=values, minlength=n_places)
     return (ones + overall) / (np.bincount(place, minlength=n_places) + 1)
+
+
+WORDS: Final = "words"
+"""Name that asks for clusters of the words of the questions."""
+_RULE: Final = f"{N_CLUSTERS} clusters of the questions' words (k-means, seed 0), since no field names one"
+LEAST_CATEGORIES: Final = 8
+"""With fewer, whole categories cannot be held out."""
+
+
+class Categories(NamedTuple):
+    """The category of each trace.
+
+    Attributes:
+        names: One a trace.
+        rule: Where they come from, in words.
+    """
+
+    names: Groups
+    rule: str
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return len(np.unique(self.names))
+
+    def n_among(self, labels: Labels) -> int:
+        """How many there are among the traces with a valid label."""
+        return len(np.unique(self.names[labels.is_valid]))
+
+
+def question_categories(
+    records: Sequence[TraceRecord], groups: Groups, field: str = "auto"
+) -> Categories | None:
+    """The category of each question, or ``None`` where nothing names one.
+
+    Args:
+        records: The traces.
+        groups: Question group of each: the category of a group is that of most of its traces, so that
+            a group is never divided.
+        field: Field of the metadata; ``"words"`` for clusters of the questions' words; ``"auto"`` for
+            what the data set says (:attr:`TraceRecord.category`), if it says so of every question and
+            there are at least two questions a category; ``"none"``.
+
+    Raises:
+        UsageError: If not every record has the field.
+    """
+    if field == "none":
+        return None
+    if field == WORDS:
+        texts = [record.question for record in records]
+        values, rule = cluster_names(texts, cluster_centres(texts)), _RULE
+    elif field == "auto":
+        values = [str(record.category) for record in records if record.category is not None]
+        rule = "the data set"
+        if len(values) < len(records):
+            return None
+    else:
+        if n_without := sum(field not in record.metadata for record in records):
+            known = sorted({name for record in records for name in record.metadata})
+            raise UsageError(
+                f"{n_without} of {len(records)} traces have no field {field!r}; "
+                f"there are {', '.join(known) or 'none'}, or {WORDS!r} for clusters of words"
+            )
+        values, rule = [str(record.metadata[field]) for record in records], f"field {field!r}"
+    # the most frequent value of a group, of equally frequent ones the first
+    by_group = pd.Series(list(values)).groupby(groups).agg(lambda each: Counter(each).most_common(1)[0][0])
+    found = Categories(np.array(by_group.loc[groups].tolist()), rule)
+    return found if field != "auto" or 1 < found.n <= len(by_group) / 2 else None
 
 
 class CategoryPrior(TrainedDetector):

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
@@ -354,9 +355,5 @@ def _zeros(
 
 
 def _mean_zeros(profile: WeightProfile, part: str) -> float:
-    shares = [
-        row["zero_fraction"]
-        for row in profile.tensors.select(["part", "zero_fraction"]).to_pylist()
-        if row["part"] == part and row["zero_fraction"] is not None
-    ]
-    return float(np.mean(shares)) if shares else float("nan")
+    shares = profile.tensors.filter(pc.field("part") == part)["zero_fraction"].drop_null()
+    return float(shares.to_numpy().mean()) if len(shares) else float("nan")
