@@ -123,11 +123,8 @@ def chosen_scorer(
         except DetectorMismatchError as error:
             say(f"{str(error).splitlines()[0]}: its answers are scored by likelihood alone")
             run = fallback
-            loaded = library.load_model(
-                scorer.config(
-                    "given", **{name: value for name, value in where.items() if value is not None}
-                ).model
-            )
+            known = {name: value for name, value in where.items() if value is not None}
+            loaded = library.load_model(scorer.config("given", **known).model)
             scorer = library.load_detector(run).bind(loaded.model, loaded.tokenizer)
     card = library.read_card(scorer.folder)
     said = f"the detector {run} ({card['summary']})" if card else f"the detector in {run}"

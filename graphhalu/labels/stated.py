@@ -71,11 +71,8 @@ class LetterChoice(Labeller):
         fault = next((reason for reason, is_there in faults.items() if is_there), None)
         if fault:
             return undecided(fault)
-        place = (
-            likeliest(record.choice_logprobs or ())
-            if n_letters
-            else read_letter(record.answer, record.choices)
-        )
+        logprobs, choices = record.choice_logprobs, record.choices
+        place = likeliest(logprobs) if n_letters else read_letter(record.answer, choices)
         if place is None:
             return undecided("no letter in the answer")
         if isinstance(place, str):

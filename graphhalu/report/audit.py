@@ -14,8 +14,7 @@ from graphhalu.evaluation.univariate import FALSE_DISCOVERIES
 from graphhalu.graphs.topology import MEASURES
 from graphhalu.labels.labels import MEANINGS
 from graphhalu.report import drawing
-from graphhalu.report.frame import data, frame
-from graphhalu.report.page import Page, figure_words, make_page, read_text, say
+from graphhalu.report.page import Page, data, figure_words, frame, make_page, read_text, say
 from graphhalu.report.plots import heat_maps, intervals
 from graphhalu.report.tables import Table, make_table
 

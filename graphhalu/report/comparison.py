@@ -18,8 +18,20 @@ from graphhalu.evaluation.result import Comparison, DetectorRow, MethodTest, Res
 from graphhalu.evaluation.settings import registered_name
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.labels.labels import MEANINGS
-from graphhalu.report.frame import data, frame, metric_cells, metric_meanings, named, protocol_text
-from graphhalu.report.page import Page, Section, figure_words, make_page, read_text, say
+from graphhalu.report.page import (
+    Page,
+    Section,
+    data,
+    figure_words,
+    frame,
+    make_page,
+    metric_cells,
+    metric_meanings,
+    named,
+    protocol_text,
+    read_text,
+    say,
+)
 from graphhalu.report.plots import DASHES, FAINT, REFERENCE, WIDTH_IN, heat_maps, intervals, lines
 from graphhalu.report.tables import ABSENT, CONTROL_MARK, Cell, Row, cell, cut, make_table, p_text
 from graphhalu.report.tables import terminal_table as shown_in_terminal

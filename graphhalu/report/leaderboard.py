@@ -17,8 +17,7 @@ from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, t
 from graphhalu.evaluation.metrics import Floats
 from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.significance import holm
-from graphhalu.report.frame import named, protocol_text
-from graphhalu.report.page import Page, make_page, say
+from graphhalu.report.page import Page, make_page, named, protocol_text, say
 
 N_RESAMPLES: Final = 1000
 

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.report.frame import frame
-from graphhalu.report.page import Page, Section, figure_words, make_page, say
+from graphhalu.report.page import Page, Section, figure_words, frame, make_page, say
 from graphhalu.report.plots import DOTS, REFERENCE, WIDTH_IN, heat_maps, lines, look
 from graphhalu.report.tables import Cell, Row, cell
 from graphhalu.report.theme import LIGHT

@@ -18,8 +18,20 @@ from graphhalu.evaluation.transfer import KIND, TRANSFER_FILE, TransferResult
 from graphhalu.evaluation.univariate import read_maps
 from graphhalu.report.comparison import around_chance, comparison_page
 from graphhalu.report.drawing import save_figure
-from graphhalu.report.frame import data, frame, metric_cells, metric_meanings, named, protocol_text
-from graphhalu.report.page import Page, make_page, report_html, report_markdown, say, sections
+from graphhalu.report.page import (
+    Page,
+    data,
+    frame,
+    make_page,
+    metric_cells,
+    metric_meanings,
+    named,
+    protocol_text,
+    report_html,
+    report_markdown,
+    say,
+    sections,
+)
 from graphhalu.report.plots import heat_maps
 from graphhalu.report.tables import ABSENT, cut
 

@@ -5,7 +5,7 @@ import pytest
 
 from graphhalu.core.errors import ConfigError, DataFileError
 from graphhalu.detectors.gnn.detectors import Gat, Graphhalu, StackConfig
-from graphhalu.detectors.joint import JointProbe
+from graphhalu.detectors.probes import JointProbe
 from graphhalu.detectors.saved import load_detector, save_detector
 
 

@@ -22,7 +22,7 @@ from graphhalu.detectors.base import ChosenTraces, Compared, Detector, DetectorC
 from graphhalu.detectors.gnn.config import QUICK, CHARMConfig, NetworkConfig, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.networks import CHARM, GAT, GCN, MLP
-from graphhalu.detectors.joint import JointProbe
+from graphhalu.detectors.probes import JointProbe
 from graphhalu.detectors.samples import WAY_OUT, SampleAgreement, claimed_words, has_samples, likeness
 from graphhalu.detectors.saved import TrainedConfig
 from graphhalu.detectors.stack import Stack
