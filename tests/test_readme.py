@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from graphhalu.cli.main import app, run
-from graphhalu.detectors.load import load_detector
+from graphhalu.detectors.saved import load_detector
 from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store

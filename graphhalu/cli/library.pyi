@@ -1,6 +1,5 @@
 from torch import set_num_threads
 
-from graphhalu.cli.ray import RayOptions
 from graphhalu.core.config import load_config, read_overrides, read_yaml
 from graphhalu.core.documents import plain_values, write_document
 from graphhalu.core.numerics import json_ready
@@ -10,7 +9,7 @@ from graphhalu.datasets.registry import DATASETS, require_dataset
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import read_description
 from graphhalu.engine.executors import Executor
-from graphhalu.engine.ray import RayExecutor, check_address
+from graphhalu.engine.ray import RayExecutor, RayOptions, check_address
 from graphhalu.evaluation.audit import AUDIT_FILE, audit
 from graphhalu.evaluation.audit import KIND as AUDIT
 from graphhalu.evaluation.compare import RunOptions, clear_checkpoints
@@ -57,25 +56,30 @@ from graphhalu.labels.summary import summarise as summarise_labels
 from graphhalu.models.cards import MODEL_CARDS, MODEL_PLUGINS, ModelSpec, resolve_model
 from graphhalu.models.check import examine, load_checked
 from graphhalu.models.load import default_threads, load_model
-from graphhalu.report.audit import audit_page
+from graphhalu.report.audit import audit_page, example_text, save_figure, topology_figure, topology_table
+from graphhalu.report.audit import tables as label_tables
 from graphhalu.report.comparison import terminal_table
 from graphhalu.report.instability import write_study
-from graphhalu.report.labels import example_text
-from graphhalu.report.labels import tables as label_tables
-from graphhalu.report.leaderboard import leaderboard_page
+from graphhalu.report.leaderboard import leaderboard_page, together_page
 from graphhalu.report.sinks import write_sinks_report
-from graphhalu.report.together import together_page
-from graphhalu.report.topology import save_figure, topology_figure, topology_table
 from graphhalu.report.weights import comparison_page, profile_page
 from graphhalu.report.write import REPORT_FILE, write_page, write_report
 from graphhalu.scoring.batch import read_asked, score_file
 from graphhalu.scoring.explain import Explanation
 from graphhalu.scoring.hub import pull, push
-from graphhalu.scoring.ready import DEFAULT_READY, read_card, ready_folder, ready_names, ready_of_tokens
+from graphhalu.scoring.ready import (
+    API_KEY,
+    DEFAULT_READY,
+    LOOPBACK,
+    ServeConfig,
+    read_card,
+    ready_folder,
+    ready_names,
+    ready_of_tokens,
+)
 from graphhalu.scoring.scorer import AnswerScorer, load_detector
 from graphhalu.scoring.server import create_app
 from graphhalu.scoring.server import serve as serve_app
-from graphhalu.scoring.settings import API_KEY, LOOPBACK, ServeConfig
 from graphhalu.studies.instability.calibrate import calibrate
 from graphhalu.studies.instability.detect import PromptDetector
 from graphhalu.studies.instability.measure import gather, require_system
@@ -104,14 +108,13 @@ from graphhalu.studies.weights.validation import VALIDATION_FILE, ValidateSettin
 from graphhalu.studies.weights.validation import validate as validate_profile
 from graphhalu.traces.store import TraceStore, newest_store, open_traces
 from graphhalu.traces.verify import describe_store, verify_store
+from graphhalu.viewer.page import serve as serve_view
 from graphhalu.viewer.page import write_view
-from graphhalu.viewer.serve import serve as serve_view
 from graphhalu.viewer.view import ViewRequest, make_view
-from graphhalu.weights.compare import compare_profiles
 from graphhalu.weights.layer import ProfileSettings
 from graphhalu.weights.profile import profile_model
 from graphhalu.weights.read import Weights, open_weights
-from graphhalu.weights.tables import PROFILE_FILE, WeightProfile, read_profile
+from graphhalu.weights.tables import PROFILE_FILE, WeightProfile, compare_profiles, read_profile
 
 __all__ = [
     "ABLATED_KS",

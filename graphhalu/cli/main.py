@@ -43,20 +43,7 @@ def _before_commands(
 
 
 # in the order of the help
-for _module in (
-    "store",
-    "evaluate",
-    "score",
-    "serve",
-    "pages",
-    "hub",
-    "new",
-    "heads",
-    "show",
-    "weights",
-    "instability",
-    "sinks",
-):
+for _module in ("store", "evaluate", "score", "pages", "new", "heads", "show", "weights", "studies"):
     import_module(f"graphhalu.cli.{_module}")
 for _group in APPS.values():
     app.add_typer(_group)

@@ -1,4 +1,4 @@
-"""Commands ``graphhalu report`` and ``graphhalu view``: pages of a run and of a store."""
+"""Commands that show or share: pages of a run and of a store, and the hub."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,3 +115,30 @@ def view(
     html = library.write_view(shown, out or store.path.with_name(f"{store.path.stem}-view.html"))
     sizes = {"n_traces": len(shown.store), "edges_a_row": shown.n_edges, "bytes": html.stat().st_size}
     return Shown({"html": html, **sizes}, "view", {"n_more": len(store) - len(shown.store)})
+
+
+@command("push")
+def push(path: Path, repository: str, *, private: bool = False, licence: str = "apache-2.0") -> Shown:
+    """Upload a trained detector or a trace store to the hub, with a card and checksums.
+
+    Args:
+        path: A run of graphhalu train, or a trace store.
+        repository: OWNER/NAME; is made if it is missing.
+        private: Make it private.
+        licence: As the hub writes it.
+    """
+    address = library.push(path, repository, is_private=private, licence=licence)
+    return Shown({"path": path, "address": address}, "push")
+
+
+@command("pull")
+def pull(address: str, *, out: Place = None, store: bool = False) -> Shown:
+    """Download a detector or a trace store from the hub, and compare every file with its checksum.
+
+    Args:
+        address: OWNER/NAME, with @REVISION where one is meant.
+        out: Folder to write to; by default the hub's cache.
+        store: It is a trace store.
+    """
+    folder = library.pull(address, out, is_store=store)
+    return Shown({"address": address, "folder": folder}, "pull")

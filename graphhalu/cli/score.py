@@ -1,5 +1,6 @@
-"""``graphhalu score``: how likely an answer is hallucinated."""
+"""``graphhalu score`` and ``graphhalu serve``: how likely answers are hallucinated."""
 
+import os
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Place, command
+from graphhalu.cli.options import Options, Place, command
 from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
 from graphhalu.core.errors import DetectorMismatchError, GraphhaluError, UsageError
 from graphhalu.core.files import shown as quoted
@@ -122,16 +123,13 @@ def chosen_scorer(
         except DetectorMismatchError as error:
             say(f"{str(error).splitlines()[0]}: its answers are scored by likelihood alone")
             run = fallback
-            loaded = library.load_model(scorer.config("given", **_known(where)).model)
+            known = {name: value for name, value in where.items() if value is not None}
+            loaded = library.load_model(scorer.config("given", **known).model)
             scorer = library.load_detector(run).bind(loaded.model, loaded.tokenizer)
     card = library.read_card(scorer.folder)
     said = f"the detector {run} ({card['summary']})" if card else f"the detector in {run}"
     say(f"using {said}")
     return scorer
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def newest_run(detector_class: str | None = None) -> Path | None:
@@ -165,3 +163,43 @@ def _coloured(reasons: "library.Explanation") -> Rendered:
         style = ("bold " if abs(value) > largest / 2 else "") + ("red" if value > 0 else "blue")
         line.append(clean(text), style=style if abs(value) >= largest / 8 > 0 else "")
     return render(line, is_wrapped=False)
+
+
+@command("serve", config=Options("ServeConfig", "*"))
+def serve(
+    config: "library.ServeConfig",
+    *,
+    detector: str | None = None,
+    token_detector: str | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """Serve completions as OpenAI's, with the probability that they are hallucinated, and scores.
+
+    It listens on this machine alone unless --host says otherwise, which needs a key in GRAPHHALU_API_KEY.
+
+    Args:
+        detector: Of answers: the name of a ready one, or what graphhalu train saved.
+        token_detector: Of tokens, of the same model; none to leave tokens without scores.
+        model: Place of the detector's model now; by default as trained.
+        device: auto, cpu, cuda …
+    """
+    if config.host not in library.LOOPBACK and not os.environ.get(library.API_KEY):
+        raise UsageError(
+            f"listening on {config.host} lets others on the network in, and no key is asked for\n"
+            f"  Set one:  export {library.API_KEY}=…   or listen on this machine alone:  --host 127.0.0.1"
+        )
+    where = {"name": model, "device": device, "threads": threads}
+    scorer = chosen_scorer(detector, where)
+    tokens = None
+    if token_detector != "none":  # noqa: S105
+        named = token_detector or library.ready_of_tokens(scorer.identity.model)
+        tokens = None if named is None else chosen_scorer(named, where)
+    app = library.create_app(scorer, tokens, config)
+    names = [each.detector.card.name for each in (scorer, tokens) if each is not None]
+    say(f"{scorer.identity.model} is loaded; answers are scored by {' and '.join(names)}")
+    try:
+        library.serve_app(app, config, lambda url: say(f"serving {url}; Ctrl-C stops it"))
+    except OSError as error:
+        raise UsageError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None

@@ -12,9 +12,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, PlainValidator, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from graphhalu.core.errors import DataFileError
 from graphhalu.core.files import read_json_object, replace_file, shown, write_parquet
@@ -38,18 +37,6 @@ class FileFormat(NamedTuple):
     name: str
     version: int
     way_out: str
-
-
-def numbers(n_axes: int, dtype: Any = np.float64) -> PlainValidator:
-    """Annotation of an array field that a file holds as nested lists; ``null`` becomes NaN."""
-
-    def read(values: Any) -> np.ndarray:
-        found = np.asarray(values, dtype=dtype)
-        if found.ndim != n_axes:
-            raise ValueError(f"expected numbers with {n_axes} axes, got {found.ndim}")
-        return found
-
-    return PlainValidator(read)
 
 
 def plain_values(record: Any, kind: FileFormat) -> dict[str, Any]:
@@ -133,10 +120,8 @@ def read_object(path: Path, *, way_out: str) -> dict[str, Any]:
     Raises:
         DataFileError: If there is no such file, or it holds something else.
     """
-    try:
-        return read_json_object(path)
-    except FileNotFoundError:
-        raise DataFileError(f"no result in {path.parent}: {path.name} is missing\n  {way_out}") from None
+    missing = DataFileError(f"no result in {path.parent}: {path.name} is missing\n  {way_out}")
+    return read_json_object(path, missing=missing)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -157,32 +157,33 @@ def parse_json(text: str | bytes, *, allows_nan: bool = False) -> Any:
     return value
 
 
-def read_json(path: Path, *, allows_nan: bool = False, way_out: str = "") -> Any:
+def read_json(
+    path: Path, *, allows_nan: bool = False, way_out: str = "", missing: Exception | None = None
+) -> Any:
     """The JSON value that a file holds; one whose name ends in ``.gz`` is unpacked.
 
     Raises:
-        FileNotFoundError: If the file does not exist; only the caller knows what it would be.
+        FileNotFoundError: If the file does not exist, and the caller did not say what is ``missing`` then.
         DataFileError: If it cannot be read, is larger than it can be, or is not JSON.
     """
     with reading(f"{path} is not readable JSON", way_out=way_out):
         try:
             content = read_bytes(path)
         except FileNotFoundError as absent:
-            missing = absent
+            fault = missing or absent
         else:
             plain = unpack_gzip(content) if path.suffix == ".gz" else content
             return parse_json(plain, allows_nan=allows_nan)
-    raise missing
+    raise fault
 
 
-def read_json_object(path: Path, *, allows_nan: bool = False, way_out: str = "") -> dict[str, Any]:
+def read_json_object(path: Path, *, way_out: str = "", **how: Any) -> dict[str, Any]:
     """The JSON object that a file holds.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        DataFileError: As :func:`read_json`, and if it holds another kind of value.
+        FileNotFoundError, DataFileError: As :func:`read_json`, and if it holds another kind of value.
     """
-    values = read_json(path, allows_nan=allows_nan, way_out=way_out)
+    values = read_json(path, way_out=way_out, **how)
     if not isinstance(values, dict):
         message = f"{path} must hold a JSON object, got {type(values).__name__}"
         raise DataFileError(f"{message}\n  {way_out}" if way_out else message)

@@ -44,13 +44,11 @@ def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray
     Source:
         Benjamini & Hochberg 1995, doi:10.1111/j.2517-6161.1995.tb02031.x.
     """
-    adjusted = np.full(p_values.size, np.nan)
-    flat = p_values.ravel()
-    places = np.flatnonzero(~np.isnan(flat))
-    order = places[np.argsort(flat[places], kind="stable")]
-    scaled = flat[order] * len(order) / np.arange(1, len(order) + 1)
-    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return adjusted.reshape(p_values.shape)
+    from scipy.stats import false_discovery_control  # takes a second to import
+
+    is_known, adjusted = ~np.isnan(p_values), np.full(p_values.shape, np.nan)
+    adjusted[is_known] = false_discovery_control(p_values[is_known])
+    return adjusted
 
 
 def length_adjusted(

@@ -11,6 +11,8 @@ from jaxtyping import Int, Shaped
 
 from graphhalu.core.errors import NotEnoughDataError
 
+Ints = Int[np.ndarray, "trace"]
+
 
 @dataclass(frozen=True)
 class Split:
@@ -56,7 +58,7 @@ def check_groups(split: Split, groups: Shaped[np.ndarray, "trace"]) -> Split:
 
 
 def grouped_split(
-    labels: Int[np.ndarray, "trace"],
+    labels: Ints,
     groups: Shaped[np.ndarray, "trace"],
     *,
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
@@ -87,7 +89,7 @@ def grouped_split(
 
 
 def grouped_folds(
-    labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], *, n_folds: int = 5, seed: int = 0
+    labels: Ints, groups: Shaped[np.ndarray, "trace"], *, n_folds: int = 5, seed: int = 0
 ) -> list[Split]:
     """Folds for cross-fitting: every trace is tested once, by a model that never saw its group.
 
@@ -111,7 +113,7 @@ def grouped_folds(
 
 
 def inner_folds(
-    labels: Int[np.ndarray, "trace"],
+    labels: Ints,
     groups: Shaped[np.ndarray, "trace"],
     indices: Int[np.ndarray, "member"],
     *,
@@ -141,9 +143,7 @@ def inner_folds(
     return [InnerFold(indices[fold != k], indices[fold == k]) for k in range(n_folds)]
 
 
-def _fold_numbers(
-    labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], n_folds: int, seed: int
-) -> Int[np.ndarray, "trace"]:
+def _fold_numbers(labels: Ints, groups: Shaped[np.ndarray, "trace"], n_folds: int, seed: int) -> Ints:
     """Fold of each trace; groups are dealt out in turn."""
     n_groups = len(np.unique(groups))
     if n_groups < n_folds:
@@ -152,11 +152,8 @@ def _fold_numbers(
 
 
 def _dealt_by_label(
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    sides: Int[np.ndarray, "group"],
-    seed: int,
-) -> Int[np.ndarray, "trace"]:
+    labels: Ints, groups: Shaped[np.ndarray, "trace"], sides: Int[np.ndarray, "group"], seed: int
+) -> Ints:
     """Side of each trace: shuffled groups, sorted by their share of ones, take the sides in order."""
     _, group_index = np.unique(groups, return_inverse=True)
     positives = np.bincount(group_index, weights=labels) / np.bincount(group_index)

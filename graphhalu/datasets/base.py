@@ -3,13 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Final
 
-import yaml
-
+from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import DataFileError, MissingExtraError, UsageError
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import Question
@@ -115,19 +113,14 @@ def row_dataset(name: str, read_row: Callable[[Row], Question]) -> type[RowDatas
     return Described
 
 
+_CARDS: Final = read_yaml(Path(__file__).with_name("cards.yaml"))
+
+
 def dataset_card(name: str) -> DatasetCard:
     """The card of a data set of this package."""
-    values = _cards()[name]
+    values = _CARDS[name]
     lists = {field: tuple(values.get(field, ())) for field in ("columns", "artefacts")}
     return DatasetCard(**{**values, **lists, "name": name})
-
-
-@cache
-def _cards() -> dict[str, dict[str, Any]]:
-    cards: dict[str, dict[str, Any]] = yaml.safe_load(
-        Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8")
-    )
-    return cards
 
 
 def bundled_places(folder: str, name: str = "questions.jsonl") -> tuple[Path, ...]:

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
-import yaml
-
+from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card, hub_rows
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
@@ -20,9 +19,7 @@ N_EXAMPLES: Final = 5
 
 CATEGORIES: Final[Mapping[str, str]] = {
     subject: category
-    for category, subjects in yaml.safe_load(
-        Path(__file__).with_name("mmlu_subjects.yaml").read_text()
-    ).items()
+    for category, subjects in read_yaml(Path(__file__).with_name("mmlu_subjects.yaml")).items()
     for subject in subjects.split()
 }
 """The published four categories by subject."""

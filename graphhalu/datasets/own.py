@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import yaml
-
+from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import shortened
 from graphhalu.core.registry import unknown_name
@@ -27,9 +26,7 @@ from graphhalu.datasets.rows import (
     wrong_value,
 )
 
-FIELDS: Final[Mapping[str, list[str]]] = yaml.safe_load(
-    Path(__file__).with_name("fields.yaml").read_text(encoding="utf-8")
-)
+FIELDS: Final[Mapping[str, list[str]]] = read_yaml(Path(__file__).with_name("fields.yaml"))
 """Fields of a question, and the column names that stand for each beside its own."""
 
 _LISTS: Final = frozenset({"answers", "choices", "correct", "given", "label"})

@@ -18,7 +18,7 @@ DATASETS: Final[Registry[type[Dataset]]] = Registry(
     {
         "worldfacts": "graphhalu.datasets.per_row:Worldfacts",
         "probes": "graphhalu.datasets.per_row:Probes",
-        "triviaqa": "graphhalu.datasets.triviaqa:TriviaQA",
+        "triviaqa": "graphhalu.datasets.reading:TriviaQA",
         "truthfulqa": "graphhalu.datasets.truthfulqa:TruthfulQA",
         "truthfulqa_mc": "graphhalu.datasets.truthfulqa:TruthfulQAChoice",
         "truthfulqa_mc1": "graphhalu.datasets.truthfulqa:TruthfulQAMC1",
@@ -26,7 +26,7 @@ DATASETS: Final[Registry[type[Dataset]]] = Registry(
         "mmlu": "graphhalu.datasets.mmlu:MMLU",
         "nq_open": "graphhalu.datasets.per_row:NQOpen",
         "nq_open_context": "graphhalu.datasets.per_row:NQOpenContext",
-        "squad": "graphhalu.datasets.squad:SQuAD",
+        "squad": "graphhalu.datasets.reading:SQuAD",
         "freshqa": "graphhalu.datasets.per_row:FreshQA",
         "halueval_qa": "graphhalu.datasets.per_row:HaluEvalQA",
         "halueval_qa_choice": "graphhalu.datasets.per_row:HaluEvalQAChoice",

@@ -11,6 +11,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+Truth = Int[np.ndarray, "trace"]
+
+Kept = Float[np.ndarray, "trace kept"]
+
 L2_GRID: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Strengths of a model under an L2 penalty: scikit-learn's ``C`` times the variance of all columns
 together, which is the number of columns where nothing is reduced."""
@@ -77,9 +81,7 @@ class Scaling(NamedTuple):
         """Columns that say anything."""
         return self.scale > 0
 
-    def apply(
-        self, values: Float[np.ndarray, "trace column"], dtype: Any = np.float64
-    ) -> Float[np.ndarray, "trace kept"]:
+    def apply(self, values: Float[np.ndarray, "trace column"], dtype: Any = np.float64) -> Kept:
         """Used columns, missing values filled in, standardised."""
         used = self.is_used
         median, scale, mean = (part[used].astype(dtype) for part in self)
@@ -191,7 +193,7 @@ class Rotation(NamedTuple):
     back: Float[np.ndarray, "place component"]
 
     @classmethod
-    def of(cls, values: Float[np.ndarray, "trace kept"], n_components: int = 512) -> "Rotation":
+    def of(cls, values: Kept, n_components: int = 512) -> "Rotation":
         """Rotate standardised columns; keep at most so many components that vary."""
         from scipy.linalg import eigh
 
@@ -226,16 +228,12 @@ class Solution(NamedTuple):
     weight: Float[np.ndarray, "kept"]
     bias: float
 
-    def logits(self, values: Float[np.ndarray, "trace kept"]) -> Float[np.ndarray, "trace"]:
+    def logits(self, values: Kept) -> Float[np.ndarray, "trace"]:
         """One logit a trace."""
         return values @ self.weight + self.bias
 
 
-def l2_path(
-    values: Float[np.ndarray, "trace kept"],
-    labels: Int[np.ndarray, "trace"],
-    strengths: Sequence[float] = L2_GRID,
-) -> list[Solution]:
+def l2_path(values: Kept, labels: Truth, strengths: Sequence[float] = L2_GRID) -> list[Solution]:
     """Logistic regressions under an L2 penalty, each begun at the one before.
 
     Minimises ``sum_i s_i log(1 + exp(-y_i m_i)) + |w|^2 V / (2 c)`` with balanced weights ``s``,
@@ -259,11 +257,7 @@ def l2_path(
     return found or [Solution(np.zeros(0), 0.0)] * len(strengths)
 
 
-def l1_path(
-    values: Float[np.ndarray, "trace kept"],
-    labels: Int[np.ndarray, "trace"],
-    penalties: Sequence[float] = L1_GRID,
-) -> list[Solution]:
+def l1_path(values: Kept, labels: Truth, penalties: Sequence[float] = L1_GRID) -> list[Solution]:
     """Logistic regressions under an L1 penalty, sparsest first.
 
     Minimises ``mean_i s_i log(1 + exp(-y_i m_i)) + penalty * limit * |w|_1``, where ``limit`` is

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import entr
+from scipy.stats import entropy
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -26,8 +27,7 @@ from graphhalu.detectors.base import (
     check_classes,
     sibling_traces,
 )
-from graphhalu.detectors.identity import check_identity
-from graphhalu.detectors.inner_search import folds_of, with_both_classes
+from graphhalu.detectors.inner_search import folds_of
 from graphhalu.detectors.saved import TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.scalars import ScalarDetector
 from graphhalu.labels.labels import Labels, question_groups
@@ -35,6 +35,8 @@ from graphhalu.labels.match import content_words
 from graphhalu.labels.rouge import UnicodeTokenizer
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.trace import Trace
+
+Measures = Float[np.ndarray, "trace measure"]
 
 LEAST_SAMPLES: Final = 2
 """With fewer samples there is no agreement."""
@@ -78,8 +80,7 @@ def likeness(claims: Sequence[frozenset[str]]) -> Float[np.ndarray, "answer answ
 
 def semantic_entropy(answers: Answers) -> float:
     """Entropy (nat) of the meanings of the samples, each as likely as it is frequent."""
-    shares = np.array(list(Counter(answers.claims).values())) / len(answers.samples)
-    return float(-(shares * np.log(shares)).sum())
+    return float(entropy(list(Counter(answers.claims).values())))
 
 
 def lexical_dissimilarity(answers: Answers) -> float:
@@ -131,9 +132,9 @@ def kernel_entropy(answers: Answers) -> float:
 def selfcheck_ngram(answers: Answers) -> float:
     """Mean surprise (nat) of the answer's words under word counts of samples and answer, plus one each."""
     texts = [answers.own, *answers.samples]
-    counts = Counter(word for each in texts for word in _words(each.answer))
+    counts = Counter(word for each in texts for word in _TOKENIZER.tokenize(each.answer))
     total = sum(counts.values()) + len(counts)
-    surprise = [-np.log((counts[word] + 1) / total) for word in _words(answers.own.answer)]
+    surprise = [-np.log((counts[word] + 1) / total) for word in _TOKENIZER.tokenize(answers.own.answer)]
     return float(np.mean(surprise)) if surprise else np.nan
 
 
@@ -166,10 +167,6 @@ def sentence_sar(answers: Answers) -> float:
     return float(-np.log(probability + weight @ probability / SAR_TEMPERATURE).mean())
 
 
-def _words(text: str) -> list[str]:
-    return _TOKENIZER.tokenize(text)
-
-
 def share_against(answers: Answers) -> float:
     """Share of the samples that do not claim what the answer does."""
     own = claimed_words(answers.own)
@@ -181,18 +178,6 @@ def distance_to_answer(answers: Answers) -> float:
     return 1 - float(likeness([claimed_words(answers.own), *answers.claims])[0, 1:].mean())
 
 
-def _score_mean(answers: Answers) -> float:
-    return float(np.mean([each.beam_score or 0.0 for each in answers.samples]))
-
-
-def _score_spread(answers: Answers) -> float:
-    return float(np.std([each.beam_score or 0.0 for each in answers.samples]))
-
-
-def _length_spread(answers: Answers) -> float:
-    return float(np.std([each.length for each in answers.samples]))
-
-
 MEASURES: Final[Mapping[str, Callable[[Answers], float]]] = {
     "semantic-entropy": semantic_entropy,
     "lexical-similarity": lexical_dissimilarity,
@@ -200,9 +185,9 @@ MEASURES: Final[Mapping[str, Callable[[Answers], float]]] = {
     "mean-distance": mean_distance,
     "share-against": share_against,
     "distance-to-answer": distance_to_answer,
-    "score-mean": _score_mean,
-    "score-spread": _score_spread,
-    "length-spread": _length_spread,
+    "score-mean": lambda answers: float(np.mean([each.beam_score or 0.0 for each in answers.samples])),
+    "score-spread": lambda answers: float(np.std([each.beam_score or 0.0 for each in answers.samples])),
+    "length-spread": lambda answers: float(np.std([each.length for each in answers.samples])),
     "eccentricity": eccentricity,
     "kernel-entropy": kernel_entropy,
     "selfcheck-ngram": selfcheck_ngram,
@@ -214,7 +199,7 @@ AGREEMENT: Final = tuple(MEASURES)[:9]
 """Those that the trained detector reads."""
 
 
-def measured(traces: Sequence[Trace], names: Sequence[str]) -> Float[np.ndarray, "trace measure"]:
+def measured(traces: Sequence[Trace], names: Sequence[str]) -> Measures:
     """Numbers of each trace; NaN where its question has too few samples, or the trace no answer."""
     found = np.full((len(traces), len(names)), np.nan)
     for place, (trace, siblings) in enumerate(zip(traces, sibling_traces(traces), strict=True)):
@@ -257,9 +242,7 @@ def has_samples(traces: Sequence[Trace]) -> bool:
     )
 
 
-def fit_agreement(
-    values: Float[np.ndarray, "trace measure"], labels: Int[np.ndarray, "trace"]
-) -> dict[str, np.ndarray]:
+def fit_agreement(values: Measures, labels: Int[np.ndarray, "trace"]) -> dict[str, np.ndarray]:
     """Weights and bias of a logistic regression on plain values; classes are balanced."""
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)
     scaler, model = make_pipeline(StandardScaler(), regression).fit(values, labels).steps
@@ -267,9 +250,7 @@ def fit_agreement(
     return {"weight": weight, "bias": model[1].intercept_ - weight @ scaler[1].mean_}
 
 
-def logits(
-    values: Float[np.ndarray, "trace measure"], weights: Mapping[str, np.ndarray]
-) -> Float[np.ndarray, "trace"]:
+def logits(values: Measures, weights: Mapping[str, np.ndarray]) -> Float[np.ndarray, "trace"]:
     """Row by row, so that none depends on the others."""
     found: Float[np.ndarray, "trace"] = (values * weights["weight"]).sum(axis=1) + weights["bias"][0]
     return found
@@ -314,12 +295,11 @@ class SampleAgreement(TrainedDetector):
         chosen = ChosenTraces.labelled(traces, labels, split.train)
         values = measured(chosen, AGREEMENT) if len(chosen) else np.zeros((0, len(AGREEMENT)))
         known = np.isfinite(values).all(axis=1)
-        targets = labels.values[np.array(chosen.indices, dtype=np.int64)[known]]
-        check_classes(targets, self.card, n_without=int((~known).sum()), way_out=WAY_OUT)
         values, indices = values[known], np.array(chosen.indices, dtype=np.int64)[known]
+        targets = labels.values[indices]
+        check_classes(targets, self.card, n_without=int((~known).sum()), way_out=WAY_OUT)
         groups = question_groups([traces[index] for index in indices.tolist()])
-        seed = getattr(self.config, "seed", 0)
-        for fold in with_both_classes(folds_of(targets, groups, n_folds=3, seed=seed), targets):
+        for fold in folds_of(targets, groups, n_folds=3, seed=self.config.seed):
             held_out = logits(values[fold.held_out], fit_agreement(values[fold.train], targets[fold.train]))
             self.out_of_fold |= dict(zip(indices[fold.held_out].tolist(), held_out[:, None], strict=True))
         self.weights = fit_agreement(values, targets)
@@ -328,8 +308,7 @@ class SampleAgreement(TrainedDetector):
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """Logit of each trace whose question has samples."""
-        weights = self.fitted(self.weights)
-        check_identity(self.identity, traces)
+        weights = self.fitted(self.weights, traces)
         return Scores.of(logits(measured(traces, AGREEMENT), weights))
 
     def write(self, folder: Path) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Detectors that are one number of a trace; only the sign is learnt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 from jaxtyping import Float
 
+from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import (
@@ -18,8 +19,10 @@ from graphhalu.detectors.base import (
     sibling_traces,
 )
 from graphhalu.detectors.columns import columns_of
-from graphhalu.detectors.identity import check_identity
-from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
+from graphhalu.detectors.saved import TrainedDetector
+from graphhalu.detectors.smoothing import SmoothedDetector
+from graphhalu.detectors.token_features import family_columns
+from graphhalu.detectors.token_probes import LinearTokenDetector
 from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
@@ -43,10 +46,8 @@ class ScalarDetector(TrainedDetector):
     way_out: ClassVar[str] = ""
     """Advice for traces without a value."""
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.sign: int | None = None
-        self.train_auroc: float | None = None
+    sign: int | None = None
+    train_auroc: float | None = None
 
     def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
         """The number of each trace, before its sign; NaN where there is none.
@@ -69,8 +70,7 @@ class ScalarDetector(TrainedDetector):
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """The signed number of each trace."""
-        sign = self.fitted(self.sign)
-        check_identity(self.identity, traces)
+        sign = self.fitted(self.sign, traces)
         values = sign * self.values(traces) if len(traces) else np.zeros(0)
         return Scores.of(np.where(np.isfinite(values), values, np.nan))
 
@@ -141,3 +141,49 @@ def row_means(values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "t
     total = np.ascontiguousarray(np.where(is_known, values, 0.0), dtype=np.float64).sum(axis=1)
     count = is_known.sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+WAY_OUT: Final = "It compares answers with and without their context: extract with --contrast"
+
+Columns = Mapping[str, Float[np.ndarray, "token"]]
+"""Columns of the family ``contrast`` by name."""
+
+
+def likelihood_drop(columns: Columns) -> Float[np.ndarray, "token"]:
+    """What the context adds to the log-probability (nat)."""
+    return columns["drop"]
+
+
+def late_and_unmoved(columns: Columns) -> Float[np.ndarray, "token"]:
+    """How late a token is decided, as a share of the layers, minus the shift of the output."""
+    ranks = np.stack([values for name, values in columns.items() if name.startswith("rank")])
+    return (ranks > 0).mean(axis=0) - columns["output_shift"]
+
+
+class ContrastScalar(ScalarDetector):
+    """One number of the tokens of an answer, from the columns of the family ``contrast``."""
+
+    way_out: ClassVar[str] = WAY_OUT
+    of_tokens: ClassVar[Callable[[Columns], Float[np.ndarray, "token"]]]
+    """The number of each token."""
+
+    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+        """Mean over the answer tokens of each trace; NaN where no context was left out."""
+        return np.array([self._value(trace) for trace in traces], dtype=np.float64)
+
+    def _value(self, trace: Trace) -> float:
+        try:
+            found = family_columns(trace, "contrast")
+        except TraceNotFoundError:
+            return np.nan
+        columns = dict(zip(found.names, found.values.T, strict=True))
+        return float(type(self).of_tokens(columns).mean())
+
+
+Gasp: Final = ContrastScalar.variant("gasp", of_tokens=likelihood_drop)
+Lumina: Final = ContrastScalar.variant("lumina", of_tokens=late_and_unmoved)
+
+TokenContrast: Final = LinearTokenDetector.variant("token-contrast", __name__)
+TokenShift: Final = LinearTokenDetector.variant("token-shift", __name__)
+TokenResidual: Final = LinearTokenDetector.variant("token-residual", __name__)
+TokenCortex: Final = SmoothedDetector.variant("token-cortex", __name__)

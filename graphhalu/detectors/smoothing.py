@@ -14,7 +14,6 @@ from sklearn.metrics import average_precision_score
 from graphhalu.core.errors import UsageError
 from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import Detector, Scores, check_classes
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.inner_search import folds_of
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
 from graphhalu.labels.labels import Labels, question_groups
@@ -94,10 +93,8 @@ class SmoothedDetector(TrainedDetector):
 
     config: SmoothedConfig
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.inner: Detector | None = None
-        self.smoothing: dict[str, float] | None = None
+    inner: Detector | None = None
+    smoothing: dict[str, float] | None = None
 
     @property
     def n_parameters(self) -> int | None:
@@ -130,8 +127,7 @@ class SmoothedDetector(TrainedDetector):
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """Smoothed logit of each answer token."""
-        inner, smoothing = self.fitted(self.inner), self.fitted(self.smoothing)
-        check_identity(self.identity, traces)
+        inner, smoothing = self.fitted(self.inner, traces), self.fitted(self.smoothing)
         return Scores.ragged(_smoothed(inner.score(traces).by_trace(), **smoothing))
 
     def write(self, folder: Path) -> dict[str, Any]:

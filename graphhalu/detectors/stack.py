@@ -25,11 +25,12 @@ from graphhalu.detectors.base import (
     card_attributes,
     check_classes,
 )
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes import ProbeConfig, ProbeDetector, Summaries
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
+
+Truth = Int[np.ndarray, "trace"]
 
 RIDGE: Final = 0.05
 """Penalty on the squared weights of the joined logits, a trace."""
@@ -74,9 +75,7 @@ class Stack(TrainedDetector, ABC):
     def member_class(cls, name: str) -> type[Detector]:
         """The class of a member."""
 
-    def join_members(
-        self, members: Mapping[str, Any], labels: Labels, kept: Int[np.ndarray, "trace"]
-    ) -> None:
+    def join_members(self, members: Mapping[str, Any], labels: Labels, kept: Truth) -> None:
         """Take over fitted members and weigh them by their logits out of fold.
 
         Args:
@@ -96,8 +95,7 @@ class Stack(TrainedDetector, ABC):
 
         NaN where members with too little of the weight are known.
         """
-        self.fitted(self.members or None)
-        check_identity(self.identity, traces)
+        self.fitted(self.members or None, traces)
         total, known = np.full(len(traces), self.bias), np.zeros(len(traces))
         all_weights = sum(joint.weight + _FLOOR for joint in self.joints.values())
         for name, member in self.members.items():
@@ -231,9 +229,7 @@ class AllFeatures(Stack):
         return self
 
 
-def join(
-    logits: dict[str, Float[np.ndarray, "trace"]], labels: Int[np.ndarray, "trace"]
-) -> tuple[dict[str, Joint], float]:
+def join(logits: dict[str, Float[np.ndarray, "trace"]], labels: Truth) -> tuple[dict[str, Joint], float]:
     """Non-negative logistic regression on standardised logits, under a small ridge.
 
     Args:
@@ -259,7 +255,7 @@ def join(
 
 
 def _non_negative(
-    values: Float[np.ndarray, "trace block"], labels: Int[np.ndarray, "trace"]
+    values: Float[np.ndarray, "trace block"], labels: Truth
 ) -> tuple[Float[np.ndarray, "block"], float]:
     share = compute_sample_weight("balanced", labels) / len(labels)
     sign = 2.0 * labels - 1.0

@@ -17,7 +17,6 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Scores, check_classes
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.inner_search import folds_of, with_both_classes
 from graphhalu.detectors.probes import ProbeConfig
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
@@ -145,8 +144,7 @@ class Tfidf(TextDetector):
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """Logit of each trace with an answer."""
-        self.fitted(self.weight)
-        check_identity(self.identity, traces)
+        self.fitted(self.weight, traces)
         texts = [self._text(trace) for trace in traces]
         logits = self.logits(texts) if texts else np.zeros(0)
         return Scores.of(np.where([bool(text) for text in texts], logits, np.nan))
@@ -207,8 +205,7 @@ class TokenText(TextDetector):
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """Logit of each answer token; one of unknown tokens only has that of the bias."""
-        self.fitted(self.weight)
-        check_identity(self.identity, traces)
+        self.fitted(self.weight, traces)
         return Scores.ragged([self.logits(neighbours(trace)) for trace in traces])
 
     def write(self, folder: Path) -> dict[str, Any]:

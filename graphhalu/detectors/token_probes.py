@@ -14,7 +14,6 @@ from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.columns import check_shape, describe_shape
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.inner_search import folds_of, simplest, with_both_classes
 from graphhalu.detectors.linear import LinearModel, Scaling, Solution
 from graphhalu.detectors.probes import ProbeConfig
@@ -22,6 +21,10 @@ from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_array
 from graphhalu.detectors.token_features import View, expanded, view_columns, views_of
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
+
+Values = Float[np.ndarray, "token column"]
+Truth = Int[np.ndarray, "token"]
+PerTrace = Int[np.ndarray, "_"]
 
 STRENGTHS: Final = (1.0, 0.1, 0.01, 0.001)
 """Penalties, the strongest first: each times the number of columns is added to the diagonal of
@@ -52,13 +55,11 @@ class Sample(NamedTuple):
     """
 
     traces: tuple[int, ...]
-    tokens: tuple[Int[np.ndarray, "_"], ...]
-    labels: Int[np.ndarray, "token"]
+    tokens: tuple[PerTrace, ...]
+    labels: Truth
 
 
-def sample_tokens(
-    tokens: Sequence[Int[np.ndarray, "_"]], traces: Sequence[int], *, n_most: int, seed: int
-) -> Sample:
+def sample_tokens(tokens: Sequence[PerTrace], traces: Sequence[int], *, n_most: int, seed: int) -> Sample:
     """At most so many tokens, drawn at random class by class.
 
     Hallucinated tokens are kept up to half of the number, since they are few.
@@ -116,11 +117,7 @@ def training_sample(
     return sample, [InnerFold(*(np.flatnonzero(np.isin(owner, part)) for part in fold)) for fold in folds]
 
 
-def ridge_path(
-    values: Float[np.ndarray, "token column"],
-    labels: Int[np.ndarray, "token"],
-    strengths: Sequence[float] = STRENGTHS,
-) -> list[Solution]:
+def ridge_path(values: Values, labels: Truth, strengths: Sequence[float] = STRENGTHS) -> list[Solution]:
     """Linear discriminants of balanced classes under a ridge penalty, in closed form.
 
     Minimises ``sum_i s_i (y_i - z_i u - b)^2 + strength * columns * |u|^2`` over columns ``z``
@@ -198,7 +195,7 @@ class LinearTokenDetector(TrainedDetector):
         folds = with_both_classes(folds, targets)
         first = traces[sample.traces[0]]
 
-        def read(views: Views) -> Float[np.ndarray, "token column"]:
+        def read(views: Views) -> Values:
             pairs = list(zip(sample.traces, sample.tokens, strict=True))
             columns = [
                 np.concatenate([view_columns(traces[index], view)[0][chosen] for index, chosen in pairs])
@@ -237,8 +234,7 @@ class LinearTokenDetector(TrainedDetector):
         Raises:
             DetectorMismatchError: If a trace is of a model of another shape.
         """
-        self.fitted(self.model)
-        check_identity(self.identity, traces)
+        self.fitted(self.model, traces)
         return Scores.ragged([self._logits(trace) for trace in traces])
 
     @property
@@ -304,10 +300,7 @@ def choose(
 
 
 def _judged(
-    read: Callable[[Views], Float[np.ndarray, "token column"]],
-    labels: Int[np.ndarray, "token"],
-    folds: Sequence[InnerFold],
-    views: Views,
+    read: Callable[[Views], Values], labels: Truth, folds: Sequence[InnerFold], views: Views
 ) -> Candidate:
     """The best penalty of some views."""
     if not folds:

@@ -26,6 +26,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import Field
+
+from graphhalu.core.config import Config
 from graphhalu.core.errors import GraphhaluError, MissingExtraError, UsageError, WorkerError
 from graphhalu.engine.executors import Executor, Start, TaskResult, Work, Workers
 
@@ -195,7 +198,11 @@ class _ActorPool:
                         waiting.append(place)
                     else:
                         n_quarantined += 1
-                        _require_some_done(n_done, n_quarantined, value)
+                        if not n_done and n_quarantined >= _MOST_QUARANTINED:
+                            raise WorkerError(
+                                f"no worker lives long enough to do anything: {value}\n"
+                                f"  See its log on that machine, in the logs of its Ray session"
+                            )
                         yield TaskResult(place, None, f"{value} ({MOST_ATTEMPTS} attempts)")
         finally:
             self._abandon()
@@ -269,14 +276,6 @@ class _ActorPool:
         if self.running:
             self.ray.wait(list(self.running), num_returns=len(self.running), timeout=_ABANDON_S)
         self.running = {}
-
-
-def _require_some_done(n_done: int, n_quarantined: int, reason: str) -> None:
-    if not n_done and n_quarantined >= _MOST_QUARANTINED:
-        raise WorkerError(
-            f"no worker lives long enough to do anything: {reason}\n"
-            f"  See its log on that machine, in the logs of its Ray session"
-        )
 
 
 def check_address(address: str) -> tuple[str, int] | None:
@@ -373,3 +372,35 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class RayOptions(Config):
+    """The cluster, and the workers on it."""
+
+    ray: str | None = Field(default=None, serialization_alias="address")
+    """Spread the work over Ray: alone for this machine, auto, or HOST:PORT of a cluster that this
+    machine is a node of (set RAY_AUTH_MODE=token on all nodes)."""
+    ray_actors: int | None = Field(default=None, ge=1, serialization_alias="n_actors")
+    """Workers; by default as many as fit."""
+    ray_cpus: int | None = Field(default=None, ge=1, serialization_alias="cpus")
+    """CPUs and threads of a worker; by default 1."""
+    ray_gpus: float | None = Field(default=None, ge=0, serialization_alias="gpus")
+    """GPUs of a worker; by default 0."""
+    ray_wait: float | None = Field(default=None, ge=0, serialization_alias="wait_s")
+    """Seconds to wait while no worker is ready; by default 300."""
+
+    def engine(self) -> RayExecutor | None:
+        """The executor that is asked for, if one is.
+
+        Raises:
+            UsageError: If the address is none, or a setting of workers has no Ray to go to.
+        """
+        given: dict[str, Any] = self.model_dump(by_alias=True, exclude_none=True)
+        if self.ray is None:
+            if given:
+                raise UsageError("--ray-actors, --ray-cpus, --ray-gpus and --ray-wait go with --ray")
+            return None
+        check_address(self.ray)
+        if self.ray_gpus is not None and self.ray_gpus > 1 and self.ray_gpus != int(self.ray_gpus):
+            raise UsageError(f"a worker has a share of one GPU or whole ones, got {self.ray_gpus:g}")
+        return RayExecutor(**given)

@@ -20,11 +20,11 @@ from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import grouped_folds
 from graphhalu.datasets.question import question_key
+from graphhalu.detectors.category import Categories, drawn_shares, question_categories
 from graphhalu.evaluation.bootstrap import Estimate, bootstrap_interval
-from graphhalu.evaluation.categories import Categories, cross_fitted_rate, question_categories
 from graphhalu.evaluation.metrics import Floats, Groups, Ints, auroc, check_classes
 from graphhalu.evaluation.result import TEXTS
-from graphhalu.evaluation.significance import auroc_influence
+from graphhalu.evaluation.significance import auroc_influence, grouped_delong_test
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.match import kind_of
 from graphhalu.traces.schema import TraceRecord
@@ -39,6 +39,7 @@ their standard errors in simulations of two learners of equal quality."""
 _ASSUMED: Final = {"auroc": 0.75, "correlation": 0.8, "power": 0.8}
 _LEVEL: Final = 0.95
 _N_DRAWS: Final = 20
+_N_FOLDS: Final = 10
 _BLOCK: Final = 512
 _WORD: Final = re.compile(r"\w+")
 
@@ -134,7 +135,7 @@ def audit(
         labels: Of the answers.
         groups: Question group of each trace.
         store: Where the traces are from, for the record.
-        category: As of :func:`graphhalu.evaluation.categories.question_categories`.
+        category: As of :func:`graphhalu.detectors.category.question_categories`.
         n_resamples: Resamples of questions for the intervals.
         seed: Seed of resamples, folds and simulated scores.
 
@@ -281,12 +282,39 @@ def smallest_difference(labels: Ints, groups: Groups, *, seed: int = 0) -> float
     """
     generator, errors = np.random.default_rng(seed), []
     shift, correlation = float(np.sqrt(2) * norm.ppf(_ASSUMED["auroc"])), _ASSUMED["correlation"]
-    group = np.unique(groups, return_inverse=True)[1]
     for _ in range(_N_DRAWS):
         shared, own = generator.normal(size=len(labels)), generator.normal(size=(2, len(labels)))
         noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
         first, second = (auroc_influence(each + shift * labels, labels) for each in noise)
-        of_group = np.bincount(group, weights=first - second)
-        errors.append(float(np.sqrt(of_group @ of_group)))
+        errors.append(grouped_delong_test(0.0, first - second, groups)[0])
     quantiles = float(norm.ppf(1 - (1 - _LEVEL) / 2) + norm.ppf(_ASSUMED["power"]))
     return quantiles * float(np.mean(errors))
+
+
+def cross_fitted_rate(labels: Ints, categories: Groups, groups: Groups, *, seed: int = 0) -> Floats:
+    """Share of hallucinated answers of a trace's category, among traces of other folds.
+
+    This is how well the category alone can rank answers. Shares are drawn towards that of all traces,
+    as by one more trace, which is what a category without traces in other folds has.
+
+    Args:
+        labels: 1 = hallucinated.
+        categories: Category of each trace.
+        groups: Question group of each trace; they are never divided between folds.
+        seed: Seed of the folds.
+
+    Raises:
+        NotEnoughDataError: If there are fewer groups than folds.
+
+    Source:
+        Ten grouped folds with equal shares of hallucinated answers: leaving out one trace at a time would
+        give hallucinated answers lower shares than right ones in the same category, since their own label
+        is missing.
+    """
+    category = np.unique(categories, return_inverse=True)[1]
+    overall, rates = float(labels.mean()), np.empty(len(labels))
+    for fold in grouped_folds(labels, groups, n_folds=_N_FOLDS, seed=seed):
+        known = np.concatenate([fold.train, fold.validation])
+        shares = drawn_shares(labels[known], category[known], int(category.max()) + 1, overall)
+        rates[fold.test] = shares[category[fold.test]]
+    return rates

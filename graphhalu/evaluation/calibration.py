@@ -114,12 +114,7 @@ class Calibration(Config):
         Raises:
             UsageError: If validation scores were not kept.
         """
-        scores, labels = self._seen()
-        correct = np.sort(scores[labels == 0])
-        n_allowed = int(np.floor(target * len(correct) + 1e-9))
-        if n_allowed >= len(correct):
-            return float(scores.min())
-        return float(np.nextafter(correct[len(correct) - 1 - n_allowed], np.inf))
+        return threshold_at(*self._seen(), target)
 
     def threshold_at_precision(self, target: float) -> float:
         """The lowest threshold at which this share of the validation answers above it is hallucinated.
@@ -171,6 +166,26 @@ def read_calibration(path: Path) -> Calibration | None:
         return None
     values = read_json_object(path, way_out="Train the detector again")
     return validate(Calibration, values, source="a saved calibration")
+
+
+def threshold_at(scores: Floats, labels: Ints, rate: float) -> float:
+    """The lowest threshold that flags at most a share ``rate`` of the items of label 0.
+
+    Scores at or above it are flagged; an item without a score is not. With fewer than
+    ``1 / rate`` items of label 0 it lies just above the highest of them.
+
+    Args:
+        scores: Higher where label 1 is more likely; NaN if unknown.
+        labels: 0 or 1.
+        rate: In (0, 1).
+    """
+    negative = scores[labels == 0]
+    ordered = np.sort(negative[np.isfinite(negative)])[::-1]
+    # 0.1 of 30 items are 3, whatever rounding makes of the product
+    n_allowed = int(np.floor(rate * len(negative) + 1e-9))
+    if n_allowed >= len(ordered):
+        return float(np.nanmin(scores))
+    return float(np.nextafter(ordered[n_allowed], np.inf))
 
 
 def best_f1_threshold(scores: Floats, labels: Ints) -> float:

@@ -23,6 +23,7 @@ from graphhalu.core.provenance import installed_version
 from graphhalu.core.splits import Split, grouped_folds, grouped_split
 from graphhalu.datasets.question import question_key
 from graphhalu.detectors.base import ChosenTraces, Detector, checked_scores
+from graphhalu.detectors.category import LEAST_CATEGORIES, Categories, question_categories
 from graphhalu.evaluation.bootstrap import EvaluationSet
 from graphhalu.evaluation.calibration import (
     Calibration,
@@ -30,7 +31,6 @@ from graphhalu.evaluation.calibration import (
     best_character_threshold,
     marked_answer,
 )
-from graphhalu.evaluation.categories import LEAST_CATEGORIES, Categories, question_categories
 from graphhalu.evaluation.metrics import Floats, Groups, Ints, Mask, check_classes
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels, as_labels, question_groups

@@ -407,6 +407,14 @@ def calibration_band(samples: pa.Table) -> tuple[Float[np.ndarray, "end point"],
 Bins = tuple[Float[np.ndarray, "bin"], Float[np.ndarray, "bin"], Int[np.ndarray, "bin"]]
 
 
+def equal_bins(values: Floats, n_bins: int) -> Ints:
+    """The bin of each value, in bins of equal size by rising value; equal values are never parted."""
+    _, value_index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts + 1) / 2
+    bin_of_value = np.floor(middle * n_bins / len(values)).astype(np.int64)
+    return np.unique(bin_of_value, return_inverse=True)[1][value_index]  # empty bins are dropped
+
+
 def reliability_curve(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> Bins:
     """Mean probability, share of hallucinated traces and number of traces in bins of equal mass.
 
@@ -421,10 +429,7 @@ def reliability_curve(probability: Floats, labels: Ints, *, n_bins: int = N_BINS
     _check_probabilities(probability)
     if n_bins < 1:
         raise ValueError(f"n_bins must be 1 or more, got {n_bins}")
-    _, value_index, counts = np.unique(probability, return_inverse=True, return_counts=True)
-    middle = np.cumsum(counts) - (counts + 1) / 2
-    bin_of_value = np.floor(middle * n_bins / len(probability)).astype(np.int64)
-    bins = np.unique(bin_of_value, return_inverse=True)[1][value_index]  # empty bins are dropped
+    bins = equal_bins(probability, n_bins)
     n_traces = np.bincount(bins)
     mean, share = (np.bincount(bins, weights=each) / n_traces for each in (probability, labels))
     return mean, share, n_traces

@@ -1,12 +1,12 @@
 """Novelty of an answer: whether it looks like those that a detector was trained on."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial.distance import cdist
 
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.config import Config, validate
@@ -96,7 +96,7 @@ class Novelty(Config):
         scale = _scale(values)
         fitted = LedoitWolf().fit(values / scale)
         precision = fitted.precision_ / np.outer(scale, scale)
-        distance = _distance(others, values.mean(axis=0), precision)
+        distance = cdist(others, values.mean(axis=0)[None], "mahalanobis", VI=precision)[:, 0]
         limit = float(np.quantile(distance, 1 - FALSE_ALARMS))
         kinds = {_kind(trace) for trace in train}
         return cls(
@@ -110,11 +110,8 @@ class Novelty(Config):
 
     def distance(self, trace: Trace) -> float:
         """How far an answer is from the training answers, in standard deviations; NaN if that is unknown."""
-        return float(_distance(numbers_of(trace)[None], *self._fitted)[0])
-
-    @cached_property
-    def _fitted(self) -> tuple[Float[np.ndarray, "number"], Float[np.ndarray, "number number"]]:
-        return np.array(self.centre), np.array(self.precision)
+        found = cdist(numbers_of(trace)[None], [self.centre], "mahalanobis", VI=np.array(self.precision))
+        return float(found[0, 0])
 
     def warnings(self, trace: Trace) -> tuple[str, ...]:
         """What speaks against trusting the score of an answer, each in one sentence."""
@@ -175,12 +172,3 @@ def _scale(values: Float[np.ndarray, "answer number"]) -> Float[np.ndarray, "num
     """Standard deviations; 1 for a number that is the same in every answer."""
     found = values.std(axis=0)
     return np.where(found > 1e-9 * (1 + np.abs(values).max(axis=0)), found, 1.0)
-
-
-def _distance(
-    values: Float[np.ndarray, "answer number"],
-    centre: Float[np.ndarray, "number"],
-    precision: Float[np.ndarray, "number number"],
-) -> Float[np.ndarray, "answer"]:
-    away = values - centre
-    return np.sqrt(np.maximum(np.einsum("ai,ij,aj->a", away, precision, away), 0))

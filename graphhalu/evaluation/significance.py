@@ -15,7 +15,7 @@ about methods needs a standard error over repeated fits; :func:`tost` and :func:
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
@@ -33,14 +33,6 @@ from graphhalu.labels.labels import Level
 ByColumn = Float[np.ndarray, "column"]
 LEAST_OF_CLASS: Final = 5
 """Answers of a class below which single features are not tested."""
-
-
-class PooledAuroc(NamedTuple):
-    """AUROC of a detector, its influences, and its value on each resample; means over seeds."""
-
-    auroc: float
-    influence: Floats
-    resampled: Resampled
 
 
 def choose_baseline(
@@ -81,9 +73,8 @@ def compare_to_baseline(
     pooled = {name: pooled_auroc(seeds, tested) for name, seeds in scores.items()}
     other, found = pooled.pop(baseline), []
     for name, own in pooled.items():
-        resampled = own.resampled - other.resampled
+        difference, influence, resampled = own[0] - other[0], own[1] - other[1], own[2] - other[2]
         low, high, _ = percentile_interval(resampled, tested.level)
-        difference, influence = own.auroc - other.auroc, own.influence - other.influence
         error = p_delong = None
         with suppress(NotEnoughDataError):  # there may be no spread to test against
             error, p_delong = grouped_delong_test(difference, influence, tested.groups)
@@ -95,8 +86,8 @@ def compare_to_baseline(
     return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
 
 
-def pooled_auroc(seeds: Sequence[Floats], tested: EvaluationSet) -> PooledAuroc:
-    """AUROC of a detector over all tested items, mean over seeds, and what its tests need.
+def pooled_auroc(seeds: Sequence[Floats], tested: EvaluationSet) -> tuple[float, Floats, Resampled]:
+    """AUROC of a detector over all tested items, its influences, and its resamples; means over seeds.
 
     Args:
         seeds: Scores of all items in each seed; NaN where an item was not tested.
@@ -112,7 +103,7 @@ def pooled_auroc(seeds: Sequence[Floats], tested: EvaluationSet) -> PooledAuroc:
         aurocs.append(auroc(known, labels))
         influence[is_tested] += auroc_influence(known, labels) / len(seeds)
         resampled.append(tested.resample(["auroc"], scores, is_tested)["auroc"])
-    return PooledAuroc(float(np.mean(aurocs)), influence, np.mean(resampled, axis=0))
+    return float(np.mean(aurocs)), influence, np.mean(resampled, axis=0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

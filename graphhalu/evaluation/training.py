@@ -17,8 +17,7 @@ from graphhalu.core.files import replace_file
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
-from graphhalu.detectors.load import save_detector
-from graphhalu.detectors.saved import DETECTOR_FOLDER
+from graphhalu.detectors.saved import DETECTOR_FOLDER, save_detector
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.calibration import CALIBRATION_FILE
 from graphhalu.evaluation.compare import failure_text, finished_detector, make_result, run_detectors

@@ -17,16 +17,13 @@ from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.core.numerics import ragged_offsets
 from graphhalu.traces.part import LazyArray, Part
-from graphhalu.traces.schema import (
-    TraceRecord,
-    TraceShape,
-    array_spec,
-    from_bfloat16_bits,
-    from_fixed_point,
-    ragged_length,
-)
+from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec, decoded, ragged_length
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import MATRICES
+
+ByTrace = Float[np.ndarray, "trace *axes"]
+
+Counted = Bool[np.ndarray, "*counted item"]
 
 MEMORY_BLOCK: Final = 64
 """Traces in memory that make one block."""
@@ -65,7 +62,7 @@ class Ragged:
         counts = np.bincount(self.trace[chosen], minlength=len(self.lengths))
         return Ragged(ragged_offsets(counts))
 
-    def sum(self, values: Shaped[np.ndarray, "*axes item"]) -> Float[np.ndarray, "trace *axes"]:
+    def sum(self, values: Shaped[np.ndarray, "*axes item"]) -> ByTrace:
         """Sum over the items of each trace, in float64; 0 for a trace without items."""
         total = np.zeros((*values.shape[:-1], len(self.lengths)))
         filled = np.flatnonzero(self.lengths)
@@ -74,11 +71,7 @@ class Ragged:
             total[..., filled] = np.add.reduceat(values, starts, axis=-1, dtype=np.float64)
         return np.moveaxis(total, -1, 0)
 
-    def mean(
-        self,
-        values: Float[np.ndarray, "*axes item"],
-        is_counted: Bool[np.ndarray, "*counted item"] | None = None,
-    ) -> Float[np.ndarray, "trace *axes"]:
+    def mean(self, values: Float[np.ndarray, "*axes item"], is_counted: Counted | None = None) -> ByTrace:
         """Mean over the counted items of each trace; NaN where none counts.
 
         Args:
@@ -93,11 +86,7 @@ class Ragged:
             count = self.sum(wide)
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
-    def std(
-        self,
-        values: Float[np.ndarray, "*axes item"],
-        is_counted: Bool[np.ndarray, "*counted item"] | None = None,
-    ) -> Float[np.ndarray, "trace *axes"]:
+    def std(self, values: Float[np.ndarray, "*axes item"], is_counted: Counted | None = None) -> ByTrace:
         """Population standard deviation of the counted items; NaN where none counts."""
         centre = np.moveaxis(self.mean(values, is_counted), 0, -1)
         # what is not counted may be infinite, and so may its distance
@@ -105,11 +94,7 @@ class Ragged:
             distance = np.square(values - centre[..., self.trace])
         return np.sqrt(self.mean(distance, is_counted))
 
-    def max(
-        self,
-        values: Float[np.ndarray, "*axes item"],
-        is_counted: Bool[np.ndarray, "*counted item"] | None = None,
-    ) -> Float[np.ndarray, "trace *axes"]:
+    def max(self, values: Float[np.ndarray, "*axes item"], is_counted: Counted | None = None) -> ByTrace:
         """Largest counted item of each trace; NaN where none counts."""
         if is_counted is None:
             is_counted = np.ones(values.shape[-1], dtype=bool)
@@ -265,11 +250,7 @@ class TraceBlock:
         Raises:
             TraceNotFoundError: If the traces do not keep it.
         """
-        encoding = array_spec(name).encoding
-        values = self.raw(name) if layer is None else self.stored(name, layer)
-        if encoding != "plain":
-            return (from_bfloat16_bits if encoding == "bfloat16" else from_fixed_point)(values)
-        return values.astype(np.float32) if values.dtype == np.float16 else values
+        return decoded(self.raw(name) if layer is None else self.stored(name, layer), name)
 
     def raw(self, name: str) -> Shaped[np.ndarray, "..."]:
         """A whole array in the stored number format, not to be changed.

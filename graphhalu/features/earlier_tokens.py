@@ -9,6 +9,7 @@ from graphhalu.core.errors import UsageError
 from graphhalu.features.base import feature
 from graphhalu.features.block import Ragged, TraceBlock
 from graphhalu.features.matrices import RowPairs, attention_at, finite_or_missing, row_pairs, row_starts
+from graphhalu.traces.trace import attention_kept
 
 PreviousToken = tuple[Float[np.ndarray, "head row"], Float[np.ndarray, "head row"]]
 """Attention to the token before, and the most that it can be where that is not known.
@@ -27,8 +28,8 @@ def previous_token(block: TraceBlock, place: int) -> PreviousToken:
     Raises:
         TraceNotFoundError: If the traces keep neither.
     """
-    is_edges = not block.has("attention") and not block.has("attention_fixed")
-    found = (_from_edges if is_edges and block.has("edge_key") else _from_pairs)(block, place)
+    is_edges = attention_kept(block.arrays.names()) == "edges"
+    found = (_from_edges if is_edges else _from_pairs)(block, place)
     is_blind = (block.row_token == 0) | (block.n_visible[place] == 1)
     values, bound = (np.where(is_blind, np.nan, part) for part in found)
     return values, bound
@@ -208,18 +209,14 @@ def rauq(block: TraceBlock, *, alpha: float = 0.5) -> Float[np.ndarray, "trace"]
     """
     if not 0 < alpha <= 1:
         raise UsageError(f"alpha must be above 0 and at most 1, got {alpha}")
-    places = middle_places(block)
+    # the kept layers floor(L / 3) to ceil(2 L / 3) of a model of L layers
+    n_layers, layers = block.shape.n_layers, np.array(block.shape.attention_layers, dtype=np.int64)
+    places = np.flatnonzero((layers >= n_layers // 3) & (layers <= ceil(2 * n_layers / 3)))
     if not len(places):
         return np.full(len(block), np.nan)
     carried = np.stack([_carried(block, place) for place in places.tolist()], axis=1)
     mean_log = _mean_log_confidence(block, carried, alpha)
     return finite_or_missing(1.0 - mean_log.min(axis=1))
-
-
-def middle_places(block: TraceBlock) -> Int[np.ndarray, "layer"]:
-    """Places of the kept layers ``floor(L / 3) … ceil(2 L / 3)`` of a model of ``L`` layers."""
-    n_layers, layers = block.shape.n_layers, np.array(block.shape.attention_layers, dtype=np.int64)
-    return np.flatnonzero((layers >= n_layers // 3) & (layers <= ceil(2 * n_layers / 3)))
 
 
 def _carried(block: TraceBlock, place: int) -> Float[np.ndarray, "trace step"]:

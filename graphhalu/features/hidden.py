@@ -20,6 +20,8 @@ from graphhalu.features.matrices import (
     unit_states,
 )
 
+PerLayer = Float[np.ndarray, "trace hidden_layer"]
+
 RIDGE: Final = 1e-3
 """What is added to the diagonal of the Gram matrix of the hidden score."""
 
@@ -33,7 +35,7 @@ Reduce = Callable[[np.ndarray, Ragged], np.ndarray]
 
 
 @feature("hidden | hidden_rows")
-def hidden_norm(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
+def hidden_norm(block: TraceBlock) -> PerLayer:
     """Mean Euclidean norm of the answer tokens' hidden states, from 0 up.
 
     Raises:
@@ -98,9 +100,7 @@ def hidden_shift(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
 
 
 @feature("hidden | hidden_rows")
-def hidden_cosine_mean(
-    block: TraceBlock, *, reduction: Literal["mean", "max"] = "mean"
-) -> Float[np.ndarray, "trace hidden_layer"]:
+def hidden_cosine_mean(block: TraceBlock, *, reduction: Literal["mean", "max"] = "mean") -> PerLayer:
     """Cosine of the answer tokens' states to the mean state of the whole sequence.
 
     Args:
@@ -154,7 +154,7 @@ hidden_cosine_max: Final = replace(
 
 
 @feature("hidden | hidden_rows")
-def hidden_effective_rank(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
+def hidden_effective_rank(block: TraceBlock) -> PerLayer:
     """Exponential of the entropy of the answer states' normalised singular values.
 
     Returns:
@@ -189,7 +189,7 @@ def hidden_effective_rank(block: TraceBlock) -> Float[np.ndarray, "trace hidden_
 
 
 @feature("hidden | hidden_rows")
-def hidden_score(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
+def hidden_score(block: TraceBlock) -> PerLayer:
     """Mean logarithm of the singular values of the answer states' centred Gram matrix.
 
     Raises:
@@ -220,9 +220,7 @@ def hidden_score(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
 
 
 @feature("hidden | hidden_rows")
-def massive_activations(
-    block: TraceBlock, *, of: Literal["all", "answer"] = "all"
-) -> Float[np.ndarray, "trace hidden_layer"]:
+def massive_activations(block: TraceBlock, *, of: Literal["all", "answer"] = "all") -> PerLayer:
     """Number of massive activations: above 100 and at least 1000 times the median size.
 
     Args:
@@ -378,9 +376,7 @@ def _each_layer(block: TraceBlock, reduce: Reduce) -> Float[np.ndarray, "trace h
     return finite_or_missing(np.stack(found, axis=1))
 
 
-def _of_gram(
-    block: TraceBlock, reduce: Callable[[np.ndarray], np.ndarray], *, is_centred: bool
-) -> Float[np.ndarray, "trace hidden_layer"]:
+def _of_gram(block: TraceBlock, reduce: Callable[[np.ndarray], np.ndarray], *, is_centred: bool) -> PerLayer:
     """A number of the products of the answer's states; answers of one length go together."""
     is_chosen: Bool[np.ndarray, "item"] = is_answer_state(block)
     by_trace = chosen_by_trace(block, is_chosen)

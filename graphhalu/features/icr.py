@@ -4,7 +4,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import entr
+from scipy.special import entr, softmax
 
 from graphhalu.core.errors import TraceNotFoundError, UsageError
 from graphhalu.features.base import feature
@@ -18,6 +18,8 @@ from graphhalu.features.matrices import (
     state_axis,
     states,
 )
+
+Ranked = Float[np.ndarray, "row rank"]
 
 ICR_TOP_K: Final = 20
 """Keys of a row that are compared."""
@@ -110,7 +112,7 @@ def _listed(layers: tuple[int, ...]) -> str:
 
 def strongest_keys(
     weights: Float[np.ndarray, "pair"], pairs: RowPairs, top_k: int
-) -> tuple[Int[np.ndarray, "row rank"], Float[np.ndarray, "row rank"], Bool[np.ndarray, "row rank"]]:
+) -> tuple[Int[np.ndarray, "row rank"], Ranked, Bool[np.ndarray, "row rank"]]:
     """The ``top_k`` strongest keys of each row, in no order of meaning; of equal ones the earlier.
 
     Returns:
@@ -136,7 +138,7 @@ def _projections(
     update: Float[np.ndarray, "row unit"],
     key: Int[np.ndarray, "row rank"],
     pairs: RowPairs,
-) -> Float[np.ndarray, "row rank"]:
+) -> Ranked:
     """Length of each row's update along the state of each of its keys."""
     square = np.einsum("tu,tu->t", before, before)
     norm = np.where(square > 0, np.sqrt(square), np.nan)
@@ -149,11 +151,7 @@ def _projections(
     return along
 
 
-def row_icr(
-    weight: Float[np.ndarray, "row rank"],
-    along: Float[np.ndarray, "row rank"],
-    is_kept: Bool[np.ndarray, "row rank"],
-) -> Float[np.ndarray, "row"]:
+def row_icr(weight: Ranked, along: Ranked, is_kept: Bool[np.ndarray, "row rank"]) -> Float[np.ndarray, "row"]:
     """Jensen-Shannon divergence (bit) of the softmax of z-scored weights and of projections."""
     n_kept = np.maximum(is_kept.sum(axis=1, keepdims=True), 1)
     mean = np.where(is_kept, weight, 0.0).sum(axis=1, keepdims=True) / n_kept
@@ -165,13 +163,8 @@ def row_icr(
     return np.clip(gain.sum(axis=1) / np.log(2), 0.0, 1.0)
 
 
-def _softmax(
-    logits: Float[np.ndarray, "row rank"], is_kept: Bool[np.ndarray, "row rank"]
-) -> Float[np.ndarray, "row rank"]:
+def _softmax(logits: Ranked, is_kept: Bool[np.ndarray, "row rank"]) -> Ranked:
     shown = np.where(is_kept, logits, -np.inf)
-    top = shown.max(axis=1, keepdims=True)
-    # a row without any key has no largest logit; NaN and infinity make all of a row NaN
+    # a row without any key has no weight; NaN and infinity make all of a row NaN
     with np.errstate(invalid="ignore"):
-        weight = np.exp(shown - np.where(np.isneginf(top), 0.0, top))
-    total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return weight / total
+        return np.where(is_kept.any(axis=1, keepdims=True), softmax(shown, axis=1), 0.0)

@@ -12,6 +12,10 @@ from graphhalu.features.block import Rows, TraceBlock
 from graphhalu.features.matrices import RowPairs, answer_pairs, attention_at, finite_or_missing
 from graphhalu.features.sinks import SinkShare, row_sink_share
 
+PerRow = Float[np.ndarray, "row"]
+IsRow = Bool[np.ndarray, "row"]
+HeadRows = Float[np.ndarray, "head row"]
+
 Target = Literal["sink", "system", "context", "question", "answer"]
 Form = Literal["std", "logit", "bounded"]
 
@@ -267,9 +271,7 @@ def head_agreement(block: TraceBlock) -> Float[np.ndarray, "trace layer"]:
     return finite_or_missing(values)
 
 
-def row_correlation(
-    weights: Float[np.ndarray, "head pair"], pairs: RowPairs
-) -> tuple[Float[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
+def row_correlation(weights: Float[np.ndarray, "head pair"], pairs: RowPairs) -> tuple[PerRow, IsRow]:
     """Mean correlation over all pairs of heads of each row, and whether there is one.
 
     A head that pays all its keys the same correlates with nothing and is left out. The unit
@@ -337,7 +339,7 @@ def layer_slice(n_layers: int, mid_high: float = MIDDLE_FROM, tail_cut: float = 
 
 def layer_correlation(
     share: Float[np.ndarray, "layer head row"], is_counted: Bool[np.ndarray, "layer row"]
-) -> tuple[Float[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
+) -> tuple[PerRow, IsRow]:
     """Mean correlation of all pairs of heads over the counted layers, and whether there is one."""
     counted = is_counted[:, None]
     n_layers = np.maximum(counted.sum(axis=0), 1)
@@ -348,9 +350,7 @@ def layer_correlation(
     return _mean_correlation(((apart * scale).sum(axis=1) ** 2).sum(axis=0), varies)
 
 
-def _scale(
-    square: Float[np.ndarray, "head row"], whole: Float[np.ndarray, "head row"]
-) -> tuple[Float[np.ndarray, "head row"], Bool[np.ndarray, "head row"]]:
+def _scale(square: HeadRows, whole: HeadRows) -> tuple[HeadRows, Bool[np.ndarray, "head row"]]:
     """What brings each head's deviations to length 1, and which heads vary at all.
 
     Args:
@@ -362,9 +362,7 @@ def _scale(
     return 1 / np.sqrt(np.where(varies, square, np.inf)), varies
 
 
-def _mean_correlation(
-    square: Float[np.ndarray, "row"], varies: Bool[np.ndarray, "head row"]
-) -> tuple[Float[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
+def _mean_correlation(square: PerRow, varies: Bool[np.ndarray, "head row"]) -> tuple[PerRow, IsRow]:
     """Mean over pairs of heads from the squared length of the sum of their unit vectors."""
     n_heads = varies.sum(axis=0)
     is_defined = n_heads > 1

@@ -22,6 +22,8 @@ from graphhalu.features.matrices import (
     unit_states,
 )
 
+HeadPairs = Float[np.ndarray, "head pair"]
+
 HALLUSHIFT_STEP: Final = 2
 """Layers between the two that HalluShift compares."""
 
@@ -170,7 +172,7 @@ def _over_attention(
     pairs = row_pairs(block, block.is_answer_row)
     visible = block.n_visible[:, pairs.row]
 
-    def rows(place: int) -> Float[np.ndarray, "head pair"]:
+    def rows(place: int) -> HeadPairs:
         return prepare(attention_at(block, place, pairs.index), pairs)
 
     places = shifted_places(block.shape.attention_layers, "attention layers")
@@ -192,7 +194,7 @@ def _means(
     return finite_or_missing(np.stack(means, axis=1))
 
 
-def sorted_rows(weights: Float[np.ndarray, "head pair"], pairs: RowPairs) -> Float[np.ndarray, "head pair"]:
+def sorted_rows(weights: HeadPairs, pairs: RowPairs) -> HeadPairs:
     """The values of each row in rising order; a row with a value that is not finite is NaN."""
     is_faulty = pairs.spread(pairs.row_sum((~np.isfinite(weights)).astype(np.float32))) > 0
     # no weight is above 1: rows stay apart while all pairs are sorted at once
@@ -201,21 +203,17 @@ def sorted_rows(weights: Float[np.ndarray, "head pair"], pairs: RowPairs) -> Flo
     return np.where(is_faulty, np.nan, ordered)
 
 
-def _mean_gap(
-    one: Float[np.ndarray, "head pair"], other: Float[np.ndarray, "head pair"], pairs: RowPairs
-) -> Float[np.ndarray, "head row"]:
+def _mean_gap(one: HeadPairs, other: HeadPairs, pairs: RowPairs) -> Float[np.ndarray, "head row"]:
     return pairs.row_sum(np.abs(one - other)) / pairs.by_row.lengths
 
 
-def _unit_rows(weights: Float[np.ndarray, "head pair"], pairs: RowPairs) -> Float[np.ndarray, "head pair"]:
+def _unit_rows(weights: HeadPairs, pairs: RowPairs) -> HeadPairs:
     square = pairs.row_sum(weights.astype(np.float64) ** 2)
     length = np.sqrt(np.where(square > 0, square, np.nan))
     return weights / pairs.spread(length)
 
 
-def _row_product(
-    one: Float[np.ndarray, "head pair"], other: Float[np.ndarray, "head pair"], pairs: RowPairs
-) -> Float[np.ndarray, "head row"]:
+def _row_product(one: HeadPairs, other: HeadPairs, pairs: RowPairs) -> Float[np.ndarray, "head row"]:
     return np.minimum(pairs.row_sum(one * other), 1.0)
 
 

@@ -9,8 +9,10 @@ from jaxtyping import Bool, Float
 from graphhalu.core.errors import UsageError
 from graphhalu.features.base import Feature, feature, within
 from graphhalu.features.block import Rows, TraceBlock
-from graphhalu.features.received import mean_received
+from graphhalu.features.row_statistics import mean_received
 from graphhalu.traces.schema import N_SINK_KEYS
+
+PerHead = Float[np.ndarray, "trace layer head"]
 
 EPSILON: Final = 0.3
 MIN_ROWS: Final = 2
@@ -63,7 +65,7 @@ def row_sink_share(rows: Rows, n_sink: int = N_SINK_KEYS) -> SinkShare:
     return SinkShare(within(mass, 0.0, 1.0), is_defined)
 
 
-def mean_sink_mass(rows: Rows, n_sink: int = N_SINK_KEYS) -> Float[np.ndarray, "trace layer head"]:
+def mean_sink_mass(rows: Rows, n_sink: int = N_SINK_KEYS) -> PerHead:
     """Mean attention of the rows that count to the first ``n_sink`` tokens; NaN without any."""
     share = row_sink_share(rows, n_sink)
     return rows.ragged.mean(share.values, share.is_defined[:, None])
@@ -96,7 +98,7 @@ def _sink_mass(n_sink: int, of: Literal["answer", "all"]) -> Feature:
         direction="a stronger sink; 0 to 1",
         source=_SOURCE,
     )
-    def compute(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
+    def compute(block: TraceBlock) -> PerHead:
         """:func:`mean_sink_mass` of the answer-producing or of all stored rows."""
         return mean_sink_mass(block.answer_rows if of == "answer" else block.all_rows, n_sink)
 
@@ -131,7 +133,7 @@ def _sinks(
 
 
 @feature("received")
-def sink_rate(block: TraceBlock, *, epsilon: float = EPSILON) -> Float[np.ndarray, "trace layer head"]:
+def sink_rate(block: TraceBlock, *, epsilon: float = EPSILON) -> PerHead:
     """Whether the first token is a sink.
 
     NaN where no stored row sees it.
@@ -154,7 +156,7 @@ def sink_rate(block: TraceBlock, *, epsilon: float = EPSILON) -> Float[np.ndarra
 @feature("received", source=_LOCATED)
 def sink_count(
     block: TraceBlock, *, epsilon: float = EPSILON, min_rows: int = MIN_ROWS, where: Where = "all"
-) -> Float[np.ndarray, "trace layer head"]:
+) -> PerHead:
     """How many tokens are sinks.
 
     NaN where no token can be judged.
@@ -172,7 +174,7 @@ def sink_count(
 @feature("received", source=_LOCATED)
 def sink_share(
     block: TraceBlock, *, epsilon: float = EPSILON, min_rows: int = MIN_ROWS, where: Where = "all"
-) -> Float[np.ndarray, "trace layer head"]:
+) -> PerHead:
     """Share of all attention that goes to located sinks.
 
     NaN where no token can be judged.
@@ -210,9 +212,7 @@ sink_share_answer: Final = replace(
 
 
 @feature("received", source=_LOCATED)
-def sink_first_answer(
-    block: TraceBlock, *, epsilon: float = EPSILON, min_rows: int = MIN_ROWS
-) -> Float[np.ndarray, "trace layer head"]:
+def sink_first_answer(block: TraceBlock, *, epsilon: float = EPSILON, min_rows: int = MIN_ROWS) -> PerHead:
     """Where in the answer the first sink stands; missing where there is none.
 
     0 at the start of the answer.
@@ -233,9 +233,7 @@ def sink_first_answer(
 
 
 @feature("received", source=_LOCATED)
-def sink_largest_answer(
-    block: TraceBlock, *, min_rows: int = MIN_ROWS
-) -> Float[np.ndarray, "trace layer head"]:
+def sink_largest_answer(block: TraceBlock, *, min_rows: int = MIN_ROWS) -> PerHead:
     """Largest mean received attention of a token of the answer.
 
     NaN where none can be judged.

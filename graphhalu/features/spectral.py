@@ -11,7 +11,9 @@ from graphhalu.core.numerics import ragged_offsets
 from graphhalu.features.base import feature
 from graphhalu.features.block import Rows, TraceBlock
 from graphhalu.features.matrices import attention_at, finite_or_missing, row_pairs, row_starts
-from graphhalu.features.received import TOP_K, mean_received, token_diagonal, top_k
+from graphhalu.features.row_statistics import TOP_K, mean_received, token_diagonal, top_k
+
+Graphs = Float[np.ndarray, "head graph query other"]
 
 LOG_FLOOR: Final = 1e-12
 """Smallest argument of a logarithm; the streams are half precision and end at 6e-8, below is 0."""
@@ -179,18 +181,13 @@ def lapeig_top_cut(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "t
         Binkowski et al. 2025, LapEigvals (EMNLP), who have no row for the last token.
     """
     has_row, own = token_diagonal(block)
-    is_last = _is_last(block)
+    is_last = np.zeros(len(has_row), dtype=bool)
+    is_last[block.tokens.offsets[1:] - 1] = True
     sees_last, given = _last_row(block)
     n_rows = (block.n_rows_that_see - sees_last)[:, None]
     received = (block.stream("received") - given) / np.maximum(n_rows, 1).astype(np.float32)
     is_counted = (has_row & ~is_last)[None]
     return top_k(np.where(is_counted, received - own, np.float32(0)), block.tokens, is_counted, k)
-
-
-def _is_last(block: TraceBlock) -> Bool[np.ndarray, "token"]:
-    is_last = np.zeros(int(block.tokens.offsets[-1]), dtype=bool)
-    is_last[block.tokens.offsets[1:] - 1] = True
-    return is_last
 
 
 def _last_row(
@@ -248,9 +245,7 @@ def mst_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     return finite_or_missing(per_token.transpose(2, 0, 1))
 
 
-def _answer_graphs(
-    block: TraceBlock, order: Int[np.ndarray, "trace"]
-) -> Callable[[int], Float[np.ndarray, "head graph query other"]]:
+def _answer_graphs(block: TraceBlock, order: Int[np.ndarray, "trace"]) -> Callable[[int], Graphs]:
     """Gives for a layer the attention of each answer token to earlier ones; node 0 is the prompt.
 
     The strongest attention to any prompt token is that to the prompt.
@@ -274,7 +269,7 @@ def _answer_graphs(
     n_prompt, row_offsets = int(is_prompt.sum()), ragged_offsets(prompt_length[trace])[:-1]
     shape = (len(block), n_nodes, n_nodes)
 
-    def graph(place: int) -> Float[np.ndarray, "head graph query other"]:
+    def graph(place: int) -> Graphs:
         weights = attention_at(block, place, index)
         found = np.zeros((len(weights), prod(shape)), dtype=np.float32)
         found[:, start] = np.maximum.reduceat(weights[:, :n_prompt], row_offsets, axis=-1)
@@ -284,9 +279,7 @@ def _answer_graphs(
     return graph
 
 
-def prim_length(
-    weights: Float[np.ndarray, "head graph query other"], n_added: Int[np.ndarray, "graph"]
-) -> Float[np.ndarray, "head graph"]:
+def prim_length(weights: Graphs, n_added: Int[np.ndarray, "graph"]) -> Float[np.ndarray, "head graph"]:
     """Length of the minimum spanning trees of many graphs, grown from node 0 by Prim's method.
 
     Args:

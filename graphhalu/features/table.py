@@ -19,7 +19,7 @@ from graphhalu.engine.executors import Executor, SerialExecutor, in_order
 from graphhalu.features.block import PlacedBlock, blocks
 from graphhalu.features.matrix import block_columns, checked, require_same
 from graphhalu.features.registry import FeatureSpec, reads_beams
-from graphhalu.traces.disk import disk_error
+from graphhalu.traces.disk import writing
 from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.trace import Trace
 
@@ -310,19 +310,15 @@ def _metadata(traces: Sequence[Trace], specs: Sequence[FeatureSpec]) -> dict[str
 
 def _write(pieces: Sequence[FeatureTable] | Iterator[FeatureTable], path: Path) -> tuple[int, int]:
     n_rows, n_columns = 0, 0
-    try:
-        with atomic_path(path) as temporary, ExitStack() as stack:
-            writer: Any = None
-            for piece in pieces:
-                table = _arrow(piece)
-                if writer is None:
-                    writer = stack.enter_context(
-                        parquet_writer(temporary, table.schema, use_dictionary=["trace_id"])
-                    )
-                writer.write_table(table)
-                n_rows, n_columns = n_rows + len(piece), len(piece.columns)
-    except OSError as error:
-        raise disk_error(error, str(path)) or error from None
+    with writing(str(path)), atomic_path(path) as temporary, ExitStack() as stack:
+        writer: Any = None
+        for piece in pieces:
+            table = _arrow(piece)
+            if writer is None:
+                made = parquet_writer(temporary, table.schema, use_dictionary=["trace_id"])
+                writer = stack.enter_context(made)
+            writer.write_table(table)
+            n_rows, n_columns = n_rows + len(piece), len(piece.columns)
     return n_rows, n_columns
 
 

@@ -20,6 +20,11 @@ from graphhalu.graphs.nodes import LayerBlock, node_features, to_float32
 from graphhalu.traces.schema import N_SINK_KEYS, n_pairs
 from graphhalu.traces.trace import Trace
 
+EdgeHeads = Float32[np.ndarray, "edge head"]
+EdgeChannels = Float32[np.ndarray, "edge channel"]
+
+OfEdge = Int[np.ndarray, "edge"]
+
 BLOCK_ELEMENTS: Final = 2**23
 """Attention weights of one block: 16 MB in half precision, and about as much while in work."""
 LEAST_REST: Final = 1e-3
@@ -52,7 +57,7 @@ class TokenGraph:
 
     x: Float32[np.ndarray, "node feature"]
     edge_index: Int64[np.ndarray, "2 edge"]
-    edge_attr: Float32[np.ndarray, "edge channel"]
+    edge_attr: EdgeChannels
     is_answer: Bool[np.ndarray, "node"]
     span: UInt8[np.ndarray, "node"]
     token_id: Int[np.ndarray, "node"]
@@ -242,10 +247,7 @@ def _mean(weights: Shaped[np.ndarray, "layer head pair"]) -> Float32[np.ndarray,
 
 
 _Edges = tuple[
-    Int64[np.ndarray, "2 edge"],
-    Float32[np.ndarray, "edge channel"],
-    Float32[np.ndarray, "row"],
-    Int[np.ndarray, "trace_end"],
+    Int64[np.ndarray, "2 edge"], EdgeChannels, Float32[np.ndarray, "row"], Int[np.ndarray, "trace_end"]
 ]
 """Edges of one graph of each trace of a block, one trace after another: pairs, channels, the kept mass of
 each row, and where the edges of each trace begin."""
@@ -376,12 +378,8 @@ def _importance(source: LayerBlock, pairs: Pairs, recipe: GraphRecipe) -> Float[
 
 
 def _attention(
-    source: LayerBlock,
-    pairs: Pairs,
-    layer: Int[np.ndarray, "edge"],
-    pair: Int[np.ndarray, "edge"],
-    recipe: GraphRecipe,
-) -> Float32[np.ndarray, "edge head"]:
+    source: LayerBlock, pairs: Pairs, layer: OfEdge, pair: OfEdge, recipe: GraphRecipe
+) -> EdgeHeads:
     """Attention of every head on the edges, as the recipe wants it."""
     _, n_heads, n_pairs = pairs.weights.shape
     # one flat look-up is the quickest
@@ -397,12 +395,7 @@ def _attention(
     return attention
 
 
-def _channels(
-    attention: Float32[np.ndarray, "edge head"],
-    layer: Int[np.ndarray, "edge"],
-    source: LayerBlock,
-    recipe: GraphRecipe,
-) -> Float32[np.ndarray, "edge channel"]:
+def _channels(attention: EdgeHeads, layer: OfEdge, source: LayerBlock, recipe: GraphRecipe) -> EdgeChannels:
     if recipe.channels == "heads":
         return attention
     if recipe.channels == "weighted":

@@ -21,7 +21,7 @@ from graphhalu.features.block import TraceBlock
 from graphhalu.features.instability import bounded_std, head_std
 from graphhalu.graphs.edges import HeadRoles
 from graphhalu.traces.schema import N_SINK_KEYS, from_bfloat16_bits, from_fixed_point
-from graphhalu.traces.trace import layer_position
+from graphhalu.traces.trace import attention_kept, layer_position
 
 SELF_ATTENTION_FLOOR: Final = 1e-6
 """Attention to the own token is kept from 0 before its logarithm."""
@@ -55,8 +55,7 @@ class LayerBlock:
     @property
     def has_only_edges(self) -> bool:
         """Whether only the strongest edges are kept."""
-        is_complete = self.block.has("attention") or self.block.has("attention_fixed")
-        return self.block.has("edge_key") and not is_complete
+        return attention_kept(self.block.arrays.names()) == "edges"
 
     def stream(self, name: str) -> Float32[np.ndarray, "layer ..."]:
         """A row statistic in float32.
@@ -84,11 +83,14 @@ class LayerBlock:
         Raises:
             TraceNotFoundError: If the traces do not keep one of them.
         """
+        is_of_rows = self.block.has("hidden_rows") and not self.block.has("hidden")
+        return self.states("hidden_rows" if is_of_rows else "hidden")
+
+    def states(self, name: str) -> Float32[np.ndarray, "layer token feature"]:
+        """As :meth:`hidden`, from the array of this name."""
         kept = self.block.shape.hidden_layers
         positions = [layer_position(layer + 1, kept, "hidden states of layer") for layer in self.layers]
-        if self.block.has("hidden") or not self.block.has("hidden_rows"):
-            return from_bfloat16_bits(self._matrix("hidden", positions))
-        values = from_bfloat16_bits(self._matrix("hidden_rows", positions))
+        values = from_bfloat16_bits(self._matrix(name, positions))
         return self.on_tokens(values.swapaxes(1, 2)).swapaxes(1, 2)
 
     def on_tokens(self, values: Shaped[np.ndarray, "*axes row"]) -> Shaped[np.ndarray, "*axes token"]:
@@ -286,10 +288,7 @@ def entropy_block(source: LayerBlock) -> NodeBlock:
 
 def shift_block(source: LayerBlock) -> NodeBlock:
     """Hidden state that the layer leaves minus the one without the context; 0 where none was compared."""
-    kept = source.block.shape.hidden_layers
-    positions = [layer_position(layer + 1, kept, "hidden states of layer") for layer in source.layers]
-    other = from_bfloat16_bits(np.stack([source.block.stored("contrast_hidden", p) for p in positions]))
-    other = source.on_tokens(other.swapaxes(1, 2)).swapaxes(1, 2)
+    other = source.states("contrast_hidden")
     is_compared = np.isfinite(other) & ~source.is_unstored[None, :, None]
     values = np.where(is_compared, source.hidden() - np.where(is_compared, other, 0), 0)
     return NodeBlock(values, tuple(f"unit{unit}" for unit in range(values.shape[-1])))

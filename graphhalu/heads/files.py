@@ -59,7 +59,9 @@ def read_heads(path: Path) -> list[HeadTable]:
         UsageError: If there is no such file.
         DataFileError: If it is damaged, of a newer format, or none of the two.
     """
-    values = _read_json(path)
+    missing = UsageError(f"no file of heads at {path}\n  Make one:  graphhalu heads retrieval")
+    # numbers are looked at where they stand, so that the error can name the head
+    values = read_json_object(path, allows_nan=True, missing=missing)
     if "format" not in values:
         return [_published_table(values, path)]
     if values["format"] != FORMAT or values.get("format_version") != FORMAT_VERSION:
@@ -171,11 +173,3 @@ def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
         chance=np.full((n_layers, n_heads), np.nan),
         settings={"source": "published scores", "file": path.name},
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        # numbers are looked at where they stand, so that the error can name the head
-        return read_json_object(path, allows_nan=True)
-    except FileNotFoundError:
-        raise UsageError(f"no file of heads at {path}\n  Make one:  graphhalu heads retrieval") from None

@@ -18,7 +18,7 @@ from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.rouge import RougeOverlap
 from graphhalu.labels.run import label_records, labels_path, read_labels
 from graphhalu.traces.store import TraceStore
-from graphhalu.traces.trace import Trace
+from graphhalu.traces.trace import Trace, attention_kept
 
 _SMALLEST_REST: Final = 0.01
 """Attention outside the sinks below which a share of it would be rounding (half precision)."""
@@ -77,9 +77,7 @@ def attention_source(arrays: Sequence[str]) -> str:
     missing = sorted({"span_mass", "sink_keys"} - set(arrays))
     if missing:
         raise TraceNotFoundError(f"reasoning heads need the streams {' and '.join(missing)}; extract again")
-    if not {"attention", "attention_fixed"}.isdisjoint(arrays):
-        return "full"
-    return "edges" if "edge_key" in arrays else "streams"
+    return attention_kept(arrays)
 
 
 def judge(store: TraceStore, settings: ReasoningSettings) -> list[Verdict]:

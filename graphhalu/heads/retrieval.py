@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
-from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
 from graphhalu.core.axes import RowRange, Span
@@ -30,7 +29,7 @@ from graphhalu.extract.prompts import generated_answer
 from graphhalu.heads.runs import RowsObserver, measured_table, prompt_form, run_observed
 from graphhalu.heads.settings import RetrievalSettings, Rule
 from graphhalu.heads.table import HeadScores, HeadTable, Trial
-from graphhalu.labels.rouge import UnicodeTokenizer
+from graphhalu.labels.rouge import RougeOverlap
 from graphhalu.models.load import LoadedModel
 from graphhalu.models.quiet import quiet_loading
 
@@ -161,8 +160,7 @@ def hidden_needles(loaded: LoadedModel, settings: RetrievalSettings) -> list[Pas
 
 def rouge1_recall(answer: str, reference: str) -> float:
     """Share of the reference's words that the answer holds, in percent; case plays no part."""
-    scorer = RougeScorer(["rouge1"], tokenizer=UnicodeTokenizer())
-    return 100 * float(scorer.score(reference, answer)["rouge1"].recall)
+    return 100 * RougeOverlap("rouge1_recall").best_score(answer, (reference,))
 
 
 def needle_rows(model: Any, passage: Passage) -> tuple[np.ndarray, Float[np.ndarray, "layer head row"]]:

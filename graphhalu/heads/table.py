@@ -17,6 +17,10 @@ from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
 from graphhalu.heads.settings import RETRIEVAL_THRESHOLD
 
+PerCell = Float[np.ndarray, "*cell"]
+Resampled = Float[np.ndarray, "resample *cell"]
+PerHead = Float[np.ndarray, "layer head"]
+
 N_RESAMPLES: Final = 2000
 LEVEL: Final = 0.95
 
@@ -81,11 +85,11 @@ class HeadTable:
     layers: tuple[int, ...]
     trials: tuple[Trial, ...]
     scores: Float[np.ndarray, "trial layer head"]
-    chance: Float[np.ndarray, "layer head"]
+    chance: PerHead
     rejected: tuple[tuple[str, str], ...] = ()
     model: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, Float[np.ndarray, "layer head"]] = field(default_factory=dict)
+    columns: Mapping[str, PerHead] = field(default_factory=dict)
     n_resamples: int = N_RESAMPLES
     seed: int = 0
 
@@ -110,7 +114,7 @@ class HeadTable:
         return int(self.chance.shape[1])
 
     @cached_property
-    def mean(self) -> Float[np.ndarray, "layer head"]:
+    def mean(self) -> PerHead:
         """Mean over all accepted trials in which the layer could see; NaN if there is none."""
         return mean_of_present(self.scores)
 
@@ -120,14 +124,14 @@ class HeadTable:
         return (~np.isnan(self.scores)).sum(0)
 
     @cached_property
-    def std(self) -> Float[np.ndarray, "layer head"]:
+    def std(self) -> PerHead:
         """Standard deviation over trials (n - 1); NaN below two."""
         squares = np.where(np.isnan(self.scores), 0.0, self.scores - self.mean) ** 2
         variance = squares.sum(0) / np.maximum(self.count - 1, 1)
         return np.where(self.count > 1, np.sqrt(variance), np.nan)
 
     @cached_property
-    def max(self) -> Float[np.ndarray, "layer head"]:
+    def max(self) -> PerHead:
         """Largest score; NaN if there is none."""
         return np.fmax.reduce(self.scores, axis=0, initial=np.nan)
 
@@ -172,7 +176,7 @@ class HeadTable:
         )
 
 
-def ranked_places(values: Float[np.ndarray, "layer head"]) -> list[tuple[int, int]]:
+def ranked_places(values: PerHead) -> list[tuple[int, int]]:
     """Places of the values that are there, largest first; equal ones by layer and head."""
     flat = values.ravel()
     there = np.flatnonzero(~np.isnan(flat))
@@ -246,9 +250,7 @@ def stable_heads(
     return _checked(HeadMask(table.role, table.layers, share >= min_share, rule), table)
 
 
-def top_k_share(
-    table: HeadTable, k: int, *, n_resamples: int = N_RESAMPLES, seed: int = 0
-) -> Float[np.ndarray, "layer head"]:
+def top_k_share(table: HeadTable, k: int, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> PerHead:
     """Share of resamples in which a head is among the ``k`` highest, in [0, 1].
 
     Groups of trials are drawn with replacement. A head without a score in a resample is not
@@ -268,7 +270,7 @@ def top_k_share(
     return is_among.mean(0).reshape(table.mean.shape)
 
 
-def _top(values: Float[np.ndarray, "layer head"], k: int, role: str) -> Bool[np.ndarray, "layer head"]:
+def _top(values: PerHead, k: int, role: str) -> Bool[np.ndarray, "layer head"]:
     places = ranked_places(values)
     if not 1 <= k <= len(places):
         raise UsageError(f"{k} heads were asked for; the {role} table has {len(places)} heads with a score")
@@ -285,7 +287,7 @@ def _checked(mask: HeadMask, table: HeadTable) -> HeadMask:
     raise NotEnoughDataError(f"no {table.role} head by the rule {mask.rule!r}: {highest}")
 
 
-def mean_of_present(values: Float[np.ndarray, "trial *cell"]) -> Float[np.ndarray, "*cell"]:
+def mean_of_present(values: Float[np.ndarray, "trial *cell"]) -> PerCell:
     """Mean over trials of the values that are there; NaN where there is none."""
     is_there = ~np.isnan(values)
     count = is_there.sum(0)
@@ -299,7 +301,7 @@ def resampled_means(
     *,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
-) -> Float[np.ndarray, "resample *cell"]:
+) -> Resampled:
     """Mean over trials on each resample of whole groups.
 
     Args:
@@ -333,9 +335,7 @@ def resampled_means(
     return means.reshape(n_resamples, *values.shape[1:])
 
 
-def percentile_interval(
-    means: Float[np.ndarray, "resample *cell"], level: float = LEVEL
-) -> Float[np.ndarray, "end *cell"]:
+def percentile_interval(means: Resampled, level: float = LEVEL) -> Float[np.ndarray, "end *cell"]:
     """Both ends of the middle ``level`` share of the resamples of each cell.
 
     NaN where fewer than half of the resamples have a value.
@@ -364,7 +364,7 @@ def contrast(
     *,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
-) -> dict[str, Float[np.ndarray, "*cell"]]:
+) -> dict[str, PerCell]:
     """Mean of the first trials minus that of the second, with interval and p-value a head.
 
     Questions are drawn among all trials together, so a question with trials on both sides stays
@@ -405,9 +405,7 @@ def contrast(
     return {"": difference, "_low": low, "_high": high, "_p": p_value, "_q": q_value}
 
 
-def normal_p_value(
-    difference: Float[np.ndarray, "*cell"], resampled: Float[np.ndarray, "resample *cell"]
-) -> Float[np.ndarray, "*cell"]:
+def normal_p_value(difference: PerCell, resampled: Resampled) -> PerCell:
     """Two-sided p-value of a difference over its bootstrap standard error; NaN where that is 0."""
     centred = resampled - mean_of_present(resampled)
     error = np.sqrt(mean_of_present(centred**2))

@@ -30,7 +30,7 @@ from graphhalu.core.files import (
 from graphhalu.core.registry import fault_text
 from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.registry import LABELLERS, Labeller, make_labeller
-from graphhalu.traces.disk import disk_error
+from graphhalu.traces.disk import writing
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import open_traces
 
@@ -212,11 +212,8 @@ def _write(labels: Labels, path: Path) -> None:
         [labels.trace_ids, labels.values, labels.is_valid, labels.reasons],
         schema=_SCHEMA.with_metadata(metadata),
     )
-    try:
-        with atomic_path(path) as temporary:
-            write_parquet(table, temporary)
-    except OSError as error:
-        raise disk_error(error, str(path)) or error from None
+    with writing(str(path)), atomic_path(path) as temporary:
+        write_parquet(table, temporary)
 
 
 def _read(path: Path) -> Labels:

@@ -71,7 +71,8 @@ class LetterChoice(Labeller):
         fault = next((reason for reason, is_there in faults.items() if is_there), None)
         if fault:
             return undecided(fault)
-        place = _likeliest(record) if n_letters else read_letter(record.answer, record.choices)
+        logprobs, choices = record.choice_logprobs, record.choices
+        place = likeliest(logprobs) if n_letters else read_letter(record.answer, choices)
         if place is None:
             return undecided("no letter in the answer")
         if isinstance(place, str):
@@ -94,9 +95,9 @@ def read_letter(answer: str, choices: tuple[str, ...]) -> int | None:
     return place if place < len(choices) else None
 
 
-def _likeliest(record: TraceRecord) -> int | str:
+def likeliest(letter_logprobs: Sequence[float]) -> int | str:
     """Place of the likeliest letter, or why there is none."""
-    logprobs = np.array(record.choice_logprobs)
+    logprobs = np.array(letter_logprobs)
     if np.isnan(logprobs).any() or np.isneginf(logprobs).all() or np.isposinf(logprobs).any():
         return "letter probabilities are not numbers"
     best = np.flatnonzero(logprobs == logprobs.max())

@@ -17,6 +17,8 @@ from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import LabelledStore, named_labels, stored_labellers
 from graphhalu.traces.schema import TraceRecord
 
+Values = Int[np.ndarray, "trace"]
+
 VERDICTS: Final = ("hallucinated", "correct", "undecided")
 """The classes of a label, in the order in which examples are shown."""
 
@@ -84,9 +86,7 @@ def wilson_interval(n_ones: float, n: float, level: float = 0.95) -> Interval:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def share_interval(
-    values: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], level: float = 0.95
-) -> Interval:
+def share_interval(values: Values, groups: Shaped[np.ndarray, "trace"], level: float = 0.95) -> Interval:
     """Interval of a share of ones in grouped observations.
 
     Wilson's interval for the number of independent observations that would have the same
@@ -160,9 +160,7 @@ def _verdict_texts(labels: Labels) -> list[str]:
 
 
 def cohen_kappa(
-    first: Int[np.ndarray, "trace"],
-    second: Int[np.ndarray, "trace"],
-    names: tuple[str, str] = ("the first", "the second"),
+    first: Values, second: Values, names: tuple[str, str] = ("the first", "the second")
 ) -> dict[str, Any]:
     """Agreement of two labellers beyond chance: 1 = full, 0 = as by chance, below 0 = worse.
 

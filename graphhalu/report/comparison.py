@@ -18,8 +18,20 @@ from graphhalu.evaluation.result import Comparison, DetectorRow, MethodTest, Res
 from graphhalu.evaluation.settings import registered_name
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.labels.labels import MEANINGS
-from graphhalu.report.frame import data, frame, metric_cells, metric_meanings, named, protocol_text
-from graphhalu.report.page import Page, Section, figure_words, make_page, read_text, say
+from graphhalu.report.page import (
+    Page,
+    Section,
+    data,
+    figure_words,
+    frame,
+    make_page,
+    metric_cells,
+    metric_meanings,
+    named,
+    protocol_text,
+    read_text,
+    say,
+)
 from graphhalu.report.plots import DASHES, FAINT, REFERENCE, WIDTH_IN, heat_maps, intervals, lines
 from graphhalu.report.tables import ABSENT, CONTROL_MARK, Cell, Row, cell, cut, make_table, p_text
 from graphhalu.report.tables import terminal_table as shown_in_terminal
@@ -214,11 +226,6 @@ def _ordered_methods(result: Result) -> list[MethodTest]:
     return sorted(result.methods, key=lambda each: -each.difference)
 
 
-def _holm_of_methods(result: Result, test: Comparison) -> float | None:
-    method = result.method(test.detector)
-    return None if method is None else method.p_holm
-
-
 def family(row: DetectorRow) -> str:
     """The kind of a detector; a control is one before anything else.
 
@@ -294,7 +301,9 @@ def forest_figure(result: Result, names: Sequence[str] | None = None) -> Figure:
     words = figure_words("comparison", "forest") | {"xlabel": "difference of AUROC"}
     if not result.methods:
         words = {**words, "panels": words["panels"][:1]}
-    texts = [f"{_difference(test):+.3f}   {p_text(_holm_of_methods(result, test))}" for test in tests]
+    methods = [result.method(test.detector) for test in tests]
+    p_texts = [p_text(None if method is None else method.p_holm) for method in methods]
+    texts = [f"{_difference(test):+.3f}   {p}" for test, p in zip(tests, p_texts, strict=True)]
     return intervals(rows, words, texts=texts, band=tests[0].margin)
 
 

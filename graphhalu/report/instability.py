@@ -16,8 +16,7 @@ from graphhalu.detectors.identity import Identity
 from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet
 from graphhalu.evaluation.metrics import mean_curve
 from graphhalu.heads.table import mean_of_present
-from graphhalu.report.frame import frame
-from graphhalu.report.page import Page, figure_words, make_page, say
+from graphhalu.report.page import Page, figure_words, frame, make_page, say
 from graphhalu.report.plots import (
     DOTS,
     FAINT,

@@ -1,6 +1,10 @@
-"""A leaderboard of result files: every detector on every store, tested anew on the stored scores."""
+"""Pages of several results: a leaderboard, and claims that are corrected together.
 
-from collections.abc import Iterator, Mapping
+On the leaderboard every detector on every store is tested anew on the stored scores.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -13,8 +17,7 @@ from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, t
 from graphhalu.evaluation.metrics import Floats
 from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.significance import holm
-from graphhalu.report.frame import named
-from graphhalu.report.page import Page, make_page, say
+from graphhalu.report.page import Page, make_page, named, protocol_text, say
 
 N_RESAMPLES: Final = 1000
 
@@ -112,3 +115,36 @@ def _auroc(data: EvaluationSet, scores: Floats) -> Float[np.ndarray, "row"]:
     filled = np.where(np.isfinite(scores), scores, np.nanmedian(scores))
     resamples = data.resample(["auroc"], filled)["auroc"]
     return np.concatenate([[auroc(filled, data.labels)], np.asarray(resamples)])
+
+
+_DIFFERENT: Final = ("better", "worse")
+_say = partial(say, "together")
+
+
+def together_page(results: Mapping[str, Result], claims: Sequence[Mapping[str, Any]]) -> Page:
+    """The page of comparisons and of the claims that they make together.
+
+    Args:
+        results: Comparisons by name.
+        claims: What :func:`graphhalu.evaluation.methods.claims_together` gives for them.
+    """
+    compared = [
+        {
+            "name": name,
+            "model": named(result.store, "model"),
+            "dataset": named(result.store, "dataset"),
+            "result": result,
+            "baseline": result.baseline and result.baseline.detector,
+            "protocol": protocol_text(result.config),
+        }
+        for name, result in results.items()
+    ]
+    found = [claim for claim in claims if claim["verdict"] in _DIFFERENT]
+    lost = [c for c in claims if c["verdict_within"] in _DIFFERENT and c not in found]
+    values = {"n_claims": len(claims), "n_found": len(found), "n_lost": len(lost), "n_results": len(results)}
+    return make_page(
+        "together",
+        (_say("found", **values), _say("lost" if lost else "none_lost", **values)),
+        tables={"claims": list(claims), "compared": compared},
+        **values,
+    )

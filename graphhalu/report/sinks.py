@@ -15,8 +15,7 @@ from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES
 from graphhalu.labels.labels import MEANINGS, Meaning
-from graphhalu.report.frame import frame
-from graphhalu.report.page import Page, figure_words, make_page, say
+from graphhalu.report.page import Page, figure_words, frame, make_page, say
 from graphhalu.report.plots import (
     FAINT,
     WIDTH_IN,

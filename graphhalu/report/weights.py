@@ -11,19 +11,18 @@ from matplotlib.figure import Figure
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.report.frame import frame
-from graphhalu.report.page import Page, Section, figure_words, make_page, say
+from graphhalu.report.page import Page, Section, figure_words, frame, make_page, say
 from graphhalu.report.plots import DOTS, REFERENCE, WIDTH_IN, heat_maps, lines, look
 from graphhalu.report.tables import Cell, Row, cell
 from graphhalu.report.theme import LIGHT
 from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts
 from graphhalu.studies.weights.validation import Validation, paired_values
-from graphhalu.weights.compare import ProfileComparison
 from graphhalu.weights.risk import reads_mixed
 from graphhalu.weights.tables import (
     HEAD_DESCRIPTIONS,
     LAYER_DESCRIPTIONS,
     MEASURED_DESCRIPTIONS,
+    ProfileComparison,
     WeightProfile,
 )
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any, Final, Literal
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from graphhalu.core.numerics import json_ready
 from graphhalu.datasets.question import Question
@@ -35,20 +35,17 @@ def _plain_text(text: object) -> object:
 Text = Annotated[str, BeforeValidator(_plain_text)]
 
 
-class _Body(BaseModel):
-    """A body; fields that clients send and nothing here reads are passed over."""
+class TextPart(BaseModel):
+    """A part of a message; only texts are read.
 
-    model_config = ConfigDict(extra="ignore")
-
-
-class TextPart(_Body):
-    """A part of a message; only texts are read."""
+    As in every body, fields that clients send and nothing here reads are passed over.
+    """
 
     type: Literal["text", "input_text"]
     text: Text
 
 
-class ChatMessage(_Body):
+class ChatMessage(BaseModel):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -56,20 +53,20 @@ class ChatMessage(_Body):
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class Extension(_Body):
+class Extension(BaseModel):
     """What graphhalu is asked for beside the answer."""
 
     attention: bool = False
     """Whether each token names the tokens that it attends to."""
 
 
-class StreamOptions(_Body):
+class StreamOptions(BaseModel):
     """As OpenAI's."""
 
     include_usage: bool = False
 
 
-class CompletionRequest(_Body):
+class CompletionRequest(BaseModel):
     """What requests for an answer have in common."""
 
     model: Text | None = None
@@ -145,7 +142,7 @@ class TextRequest(CompletionRequest):
         return self
 
 
-class ScoreItem(_Body):
+class ScoreItem(BaseModel):
     """An answer to score."""
 
     question: Text | None = None
@@ -169,7 +166,7 @@ class ScoreItem(_Body):
         return self
 
 
-class ScoreRequest(_Body):
+class ScoreRequest(BaseModel):
     """Body of ``/score``: one answer, or several as ``items``."""
 
     items: list[ScoreItem] = Field(min_length=1, max_length=MOST_ITEMS)

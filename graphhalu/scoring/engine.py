@@ -25,8 +25,8 @@ from graphhalu.scoring.jobs import (
     TokenEvent,
     verdict,
 )
+from graphhalu.scoring.ready import ServeConfig
 from graphhalu.scoring.scorer import AnswerScorer
-from graphhalu.scoring.settings import ServeConfig
 from graphhalu.scoring.stream import LiveScores
 
 _log = logging.getLogger(__name__)
@@ -293,7 +293,8 @@ class Engine:
             self._leave()
         found = self.answers.whole(answer)
         self._count("generated", found)
-        self._seconds += 0.1 * (answer_seconds(growing.job, self.config) - self._seconds)
+        spent = self.config.timeout_s - (growing.job.deadline - time.monotonic())
+        self._seconds += 0.1 * (spent - self._seconds)
         reason = answer.end or "stop"
         growing.job.deliver(EndEvent(reason, found, answer.prompt.length, len(answer.token_ids)))
 
@@ -318,8 +319,3 @@ class Engine:
     def _leave(self) -> None:
         self._session.close()
         self._is_open = False
-
-
-def answer_seconds(job: Job, config: ServeConfig) -> float:
-    """Seconds since a job arrived."""
-    return config.timeout_s - (job.deadline - time.monotonic())

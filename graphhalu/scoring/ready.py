@@ -1,8 +1,11 @@
-"""Detectors that ship with graphhalu: which there are, and what their cards say."""
+"""Detectors that ship with graphhalu, what their cards say, and settings of a server of them."""
 
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import Field
+
+from graphhalu.core.config import Config
 from graphhalu.core.files import read_json_object
 from graphhalu.core.registry import unknown_name
 
@@ -46,3 +49,32 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / CARD_FILE
     return read_json_object(path) if path.exists() else None
+
+
+API_KEY: Final = "GRAPHHALU_API_KEY"
+"""Environment variable of the key that requests must bring; without it none is asked for."""
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+"""Addresses of this machine."""
+
+
+class ServeConfig(Config):
+    """Settings of a server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; others than loopback need an API key in GRAPHHALU_API_KEY."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port; 0 takes a free one."""
+    max_batch: int = Field(default=8, ge=1)
+    """Answers that are written together."""
+    queue_size: int = Field(default=64, ge=1)
+    """Requests that wait; further ones are refused with 429."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds from a request's arrival to its last token."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer of a request that states none, in tokens."""
+    max_total_tokens: int = Field(default=2048, ge=2)
+    """Most tokens of prompt and answer of a request."""
+    max_body_bytes: int = Field(default=2**20, ge=1)
+    """Largest body of a request."""
+    log_prompts: bool = False
+    """Whether prompts and answers are written to the log."""

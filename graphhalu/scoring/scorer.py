@@ -14,8 +14,8 @@ from graphhalu.core.registry import fault_text
 from graphhalu.datasets.question import Question
 from graphhalu.detectors.base import Detector, Scores, checked_scores
 from graphhalu.detectors.identity import Identity
-from graphhalu.detectors.load import load_detector as load_saved_detector
 from graphhalu.detectors.saved import DETECTOR_FOLDER
+from graphhalu.detectors.saved import load_detector as load_saved_detector
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.evaluation.novelty import read_novelty
 from graphhalu.extract.extraction import Extraction

@@ -37,9 +37,8 @@ from graphhalu.scoring.bodies import (
 )
 from graphhalu.scoring.engine import Engine
 from graphhalu.scoring.jobs import EndEvent, Failure, Job, QueueFullError, ScoredEvent, TokenEvent
-from graphhalu.scoring.ready import read_card
+from graphhalu.scoring.ready import API_KEY, LOOPBACK, ServeConfig, read_card
 from graphhalu.scoring.scorer import AnswerScorer
-from graphhalu.scoring.settings import API_KEY, LOOPBACK, ServeConfig
 
 PAGE: Final = Path(__file__).with_name("server.html")
 BODY_S: Final = 30.0
@@ -230,9 +229,7 @@ class Api:
         waiters = [self._waiter(body, Question("asked", text, ()), plain) for text in body.prompts]
         frame = Frame("text_completion", self.engine, body)
         if body.stream:
-            return StreamingResponse(
-                frame.stream(waiters[0].all_events(request)), media_type="text/event-stream"
-            )
+            return _streamed(frame, waiters[0], request)
         return JSONResponse(frame.whole([await self._collected(each, request) for each in waiters]))
 
     async def _collected(self, waiter: Waiter, request: Request) -> tuple[list[TokenEvent], EndEvent]:

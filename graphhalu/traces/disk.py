@@ -3,7 +3,8 @@
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -88,6 +89,15 @@ def disk_error(error: OSError, what: str) -> StoreError | UsageError | None:
             f"  Allow writing there, or give another place with --out"
         )
     return None
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Tell a disk that is full or may not be written from any other fault; see :func:`disk_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, what) or error from None
 
 
 def sync_tree(folder: Path) -> None:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from graphhalu.core.errors import StoreError, UsageError
 from graphhalu.core.files import MALFORMED
 from graphhalu.core.provenance import file_sha256
-from graphhalu.traces.disk import disk_error, sync
+from graphhalu.traces.disk import disk_error, sync, writing
 from graphhalu.traces.metadata import COMMIT, PARTS, Commit, create_root, is_part_name, no_store
 from graphhalu.traces.storage import LEDGER, MAIN, StorageBackend, names_in
 
@@ -65,12 +65,10 @@ class LocalBackend(StorageBackend):
         is_new = _move_into_place(staged, self.part(index))
         entry = self.path / LEDGER / f"{index:06d}"
         if not entry.exists():
-            try:
+            with writing(f"the ledger of {self.path}"):
                 entry.parent.mkdir(exist_ok=True)
                 entry.touch()
                 sync(entry.parent)
-            except OSError as error:
-                raise disk_error(error, f"the ledger of {self.path}") or error from None
         return is_new
 
     def ledger(self) -> list[str]:
@@ -136,10 +134,8 @@ class LocalBackend(StorageBackend):
     def _name_holder(self, lock_file: Path) -> None:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        try:
+        with writing(self.name):
             _holder_file(lock_file).write_text(json.dumps(holder), encoding="utf-8")
-        except OSError as error:
-            raise disk_error(error, self.name) or error from None
 
 
 def _holder_file(lock_file: Path) -> Path:

@@ -221,17 +221,12 @@ class LazyArray:
         name: Name of the array.
         place: Position of the trace within the part.
         cache: Decoded chunks of the store.
-        n_traces: How many traces from ``place`` on, their ragged axes one after another.
     """
 
-    def __init__(self, part: Part, name: str, place: int, cache: ChunkCache, n_traces: int = 1) -> None:
-        self.part, self.place, self.n_traces = part, place, n_traces
+    def __init__(self, part: Part, name: str, place: int, cache: ChunkCache) -> None:
+        self.part, self.place = part, place
         self._name, self._cache = name, cache
         self._spec = array_spec(name)
-
-    def joined(self, n_traces: int) -> "LazyArray":
-        """The same array of this trace and of those behind it in its part, in one piece."""
-        return LazyArray(self.part, self._name, self.place, self._cache, n_traces)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -257,7 +252,7 @@ class LazyArray:
 
     def _range(self) -> tuple[int, int]:
         offsets = self.part.offsets[self._spec.ragged_axis]
-        return int(offsets[self.place]), int(offsets[self.place + self.n_traces])
+        return int(offsets[self.place]), int(offsets[self.place + 1])
 
     def _window(self, low: int, high: int) -> np.ndarray:
         """Entries ``low … high - 1`` of the first axis, put together from chunks."""

@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from graphhalu.core.errors import CorruptStoreError, MissingExtraError, StoreError, UsageError
 from graphhalu.models.gguf import cache_folder
-from graphhalu.traces.disk import disk_error
+from graphhalu.traces.disk import writing
 from graphhalu.traces.metadata import COMMIT, PARTS, Commit, create_root, is_part_name
 from graphhalu.traces.storage import LEDGER, STAGING, StorageBackend
 
@@ -107,7 +107,7 @@ class RemoteBackend(StorageBackend):
     def refresh_parts(self) -> None:
         """Fetch the commit records; drop parts that are lost or were done anew."""
         committed = {
-            Path(name).stem: _entity_tag(meta)
+            Path(name).stem: meta["e_tag"] or str(meta["last_modified"])
             for name, meta in self.list_objects(COMMITS).items()
             if is_part_name(Path(name).stem)
         }
@@ -272,25 +272,19 @@ class RemoteBackend(StorageBackend):
             raise CorruptStoreError(f"{self.name} names a file outside of the store: {name[:120]!r}")
         path = self.path / name
         staged = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_bytes(content)
-            staged.replace(path)
-        except OSError as error:
-            raise disk_error(error, f"what was read of {self.name}") or error from None
-        finally:
-            staged.unlink(missing_ok=True)
+        with writing(f"what was read of {self.name}"):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                staged.write_bytes(content)
+                staged.replace(path)
+            finally:
+                staged.unlink(missing_ok=True)
 
 
 def _in_parallel(work: Callable[[str], None], names: Iterable[str]) -> None:
     """Do something for each name, several at a time."""
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         list(pool.map(work, names))
-
-
-def _entity_tag(meta: Mapping[str, Any]) -> str:
-    """A text that changes when the object is replaced."""
-    return meta["e_tag"] or str(meta["last_modified"])
 
 
 def _mirrored_tag(folder: Path) -> str | None:

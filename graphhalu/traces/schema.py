@@ -16,6 +16,8 @@ from graphhalu.core.axes import N_SPANS
 from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.question import category_of
 
+Square = Shaped[np.ndarray, "*batch row key"]
+
 FORMAT: Final = "graphhalu-traces"
 FORMAT_VERSION: Final = 2
 
@@ -197,9 +199,7 @@ def n_pairs(length: int, row_start: int = 0) -> int:
     return (length * (length + 1) - row_start * (row_start + 1)) // 2
 
 
-def pack_triangle(
-    square: Shaped[np.ndarray, "*batch row key"], row_start: int = 0
-) -> Shaped[np.ndarray, "*batch pair"]:
+def pack_triangle(square: Square, row_start: int = 0) -> Shaped[np.ndarray, "*batch pair"]:
     """Keep what a causal row can see: entries ``key <= row``, row by row.
 
     Args:
@@ -216,9 +216,7 @@ def pack_triangle(
     return square[..., rows, keys]
 
 
-def unpack_triangle(
-    packed: Shaped[np.ndarray, "*batch pair"], length: int, row_start: int = 0
-) -> Shaped[np.ndarray, "*batch row key"]:
+def unpack_triangle(packed: Shaped[np.ndarray, "*batch pair"], length: int, row_start: int = 0) -> Square:
     """Inverse of :func:`pack_triangle`; entries above the diagonal are exactly 0."""
     n_rows = length - row_start
     expected = n_pairs(length, row_start)
@@ -252,3 +250,11 @@ def from_bfloat16_bits(bits: UInt16[np.ndarray, "*shape"]) -> Float[np.ndarray, 
 def from_fixed_point(steps: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """The float32 probabilities of fixed-point steps."""
     return steps.astype(np.float32) / np.float32(FIXED_STEPS)
+
+
+def decoded(values: Shaped[np.ndarray, "..."], name: str) -> Shaped[np.ndarray, "..."]:
+    """Values of the array of this name; half precision, bfloat16 bits and fixed point as float32."""
+    encoding = array_spec(name).encoding
+    if encoding != "plain":
+        return (from_bfloat16_bits if encoding == "bfloat16" else from_fixed_point)(values)
+    return values.astype(np.float32) if values.dtype == np.float16 else values

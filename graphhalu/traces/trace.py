@@ -7,7 +7,7 @@ asked for is read; both look the same here.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -19,6 +19,7 @@ from graphhalu.traces.schema import (
     TraceRecord,
     TraceShape,
     array_spec,
+    decoded,
     from_bfloat16_bits,
     from_fixed_point,
     unpack_triangle,
@@ -131,7 +132,7 @@ class Trace:
     @property
     def has_attention(self) -> bool:
         """Whether every weight is kept."""
-        return not {"attention", "attention_fixed"}.isdisjoint(self.arrays)
+        return attention_kept(self.arrays) == "full"
 
     def attention(self, layer: int) -> Float[np.ndarray, "head row key"]:
         """Attention of one model layer, float32, zero above the diagonal.
@@ -197,17 +198,12 @@ class Trace:
 
     def stream(self, name: str) -> Shaped[np.ndarray, "..."]:
         """A whole array by name; half precision, bfloat16 bits and fixed point as float32."""
-        values = self.array(name)[:]
-        encoding = array_spec(name).encoding
-        if encoding != "plain":
-            return (from_bfloat16_bits if encoding == "bfloat16" else from_fixed_point)(values)
-        return values.astype(np.float32) if values.dtype == np.float16 else values
+        return decoded(self.array(name)[:], name)
 
     def layer_stream(self, name: str, layer: int) -> Shaped[np.ndarray, "..."]:
         """One model layer of a stream whose first axis is ``layer``, as :meth:`stream`."""
         position = layer_position(layer, self.shape.attention_layers, f"{name} of layer")
-        values = self.array(name)[position]
-        return values.astype(np.float32) if values.dtype == np.float16 else values
+        return decoded(self.array(name)[position], name)
 
     def array(self, name: str) -> np.ndarray | LazyArray:
         """An array in the stored number format; of a store, entries of its first axis are read alone.
@@ -223,6 +219,13 @@ class Trace:
                 f"  Extract it again with another --keep"
             )
         return self.arrays[name]
+
+
+def attention_kept(arrays: Collection[str]) -> Literal["full", "edges", "streams"]:
+    """How much of the attention these arrays keep."""
+    if not {"attention", "attention_fixed"}.isdisjoint(arrays):
+        return "full"
+    return "edges" if "edge_key" in arrays else "streams"
 
 
 def layer_position(layer: int, kept: tuple[int, ...], what: str) -> int:

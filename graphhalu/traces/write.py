@@ -23,7 +23,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from graphhalu.core.errors import NonFiniteError, StoreError
 from graphhalu.core.numerics import json_ready, ragged_offsets
-from graphhalu.traces.disk import disk_error, sync_tree
+from graphhalu.traces.disk import sync_tree, writing
 from graphhalu.traces.metadata import COMMIT, Commit, sealed
 from graphhalu.traces.schema import (
     ARRAYS,
@@ -121,14 +121,12 @@ class TraceWriter:
         """Write a part and commit it; ``False`` if one of its index is there."""
         backend = self.store.backend
         staged = backend.staging(self.name, commit.part)
-        try:
-            write_part(staged, commit, traces, shape=self.store.shape, arrays=self.store.arrays)
-            return backend.commit(staged, commit.part)
-        except OSError as error:
-            what = f"part {commit.part:06d} of {backend.name}"
-            raise disk_error(error, what) or error from None
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        with writing(f"part {commit.part:06d} of {backend.name}"):
+            try:
+                write_part(staged, commit, traces, shape=self.store.shape, arrays=self.store.arrays)
+                return backend.commit(staged, commit.part)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
 
 
 class PartQueue:

@@ -29,6 +29,8 @@ from graphhalu.core.errors import UsageError
 from graphhalu.traces.schema import FIXED_STEPS, N_SINK_KEYS, TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace
 
+Grouped = Float32[np.ndarray, "head row group"]
+
 NO_KEY: Final = 65_535
 MEAN_STEPS: Final = 65_534
 NO_MEAN: Final = 65_535
@@ -195,21 +197,17 @@ def _stream_spans(
     return np.stack(means)
 
 
-def _shares(
-    sums: Float32[np.ndarray, "head row group"], *, is_whole: bool
-) -> Float32[np.ndarray, "head row group"]:
+def _shares(sums: Grouped, *, is_whole: bool) -> Grouped:
     """Rows divided by their sum; rows with nothing left are NaN."""
     if is_whole:
         return sums
     total = sums.sum(-1, keepdims=True)
-    shares: Float32[np.ndarray, "head row group"] = np.where(
-        total > 0, sums / np.where(total > 0, total, 1), np.float32(np.nan)
-    )
+    shares: Grouped = np.where(total > 0, sums / np.where(total > 0, total, 1), np.float32(np.nan))
     return shares
 
 
 def _row_means(
-    values: Float32[np.ndarray, "head row group"], group_of_row: np.ndarray, n_groups: int
+    values: Grouped, group_of_row: np.ndarray, n_groups: int
 ) -> Float32[np.ndarray, "head rowgroup group"]:
     """Mean over the rows of each group; rows that are NaN do not count."""
     is_there = ~np.isnan(values[..., :1])

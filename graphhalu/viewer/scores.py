@@ -13,8 +13,7 @@ from jaxtyping import Float, Float32
 from graphhalu.core.errors import DetectorMismatchError, StoreMismatchError, UsageError
 from graphhalu.core.files import read_parquet, reading
 from graphhalu.detectors.base import Scores, checked_scores
-from graphhalu.detectors.load import load_detector
-from graphhalu.detectors.saved import DESCRIPTION_FILE, DETECTOR_FOLDER, read_description
+from graphhalu.detectors.saved import DESCRIPTION_FILE, DETECTOR_FOLDER, load_detector, read_description
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.evaluation.result import SCORES_FILE, Result, read_result
 from graphhalu.labels.labels import Labels

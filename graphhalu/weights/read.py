@@ -222,7 +222,9 @@ def open_weights(name: str, revision: str | None = None) -> Weights:
         family = GGUF_LAYOUTS[str(metadata["general.architecture"])]
         return Weights(path, tensors, architecture, family, {**identity, "weights": file_sha256(path)})
     folder = Path(source.place) if source.kind == "folder" else _hub_folder(source, revision)
-    config = _read_config(folder)
+    missing = ModelUnavailableError(f"the model folder {folder} lacks config.json")
+    # transformers writes Infinity for limits that there are not
+    config = read_json_object(folder / "config.json", allows_nan=True, missing=missing)
     with reading(f"{folder / 'config.json'} does not describe a model"):
         architecture = from_config(config)
     family = FAMILIES[architecture.family]
@@ -250,14 +252,6 @@ def _hub_folder(source: ModelSource, revision: str | None) -> Path:
     except (OSError, LocalEntryNotFoundError) as error:
         reason = " ".join(str(error).split())[:120]
         raise unavailable(source.place, reason, is_gated=is_gated) from None
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        # transformers writes Infinity for limits that there are not
-        return read_json_object(folder / "config.json", allows_nan=True)
-    except FileNotFoundError:
-        raise ModelUnavailableError(f"the model folder {folder} lacks config.json") from None
 
 
 def repeat_heads(values: Float[np.ndarray, "head *rest"], n_repeats: int) -> Float[np.ndarray, "_ *rest"]:

@@ -20,9 +20,9 @@ from transformers import StoppingCriteria
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.extract.live import LiveAnswer, LiveBatch
 from graphhalu.scoring.asked import asked_question
+from graphhalu.scoring.ready import ServeConfig
 from graphhalu.scoring.scorer import AnswerScorer, load_detector
 from graphhalu.scoring.server import create_app
-from graphhalu.scoring.settings import ServeConfig
 from graphhalu.scoring.stream import LiveScores
 
 TOO_MANY = 429

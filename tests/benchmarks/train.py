@@ -19,8 +19,8 @@ import torch
 
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector
-from graphhalu.detectors.load import load_detector
 from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.saved import load_detector
 from graphhalu.traces.trace import Trace
 
 COST = Path(__file__).with_name("parts") / "train_cost.py"

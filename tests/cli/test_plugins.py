@@ -86,7 +86,7 @@ def test_a_module_that_is_not_there_is_one_clear_error(work, capsys):
 
 
 def test_a_detector_of_a_module_is_trained_and_loaded_by_its_class(work, capsys):
-    from graphhalu.detectors.load import load_detector
+    from graphhalu.detectors.saved import load_detector
 
     assert run(["train", "own_code:Mine", "--traces", "s.zarr", "--json"]) == 0
     folder = work / json.loads(capsys.readouterr().out)["run"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.detectors.load import load_detector
+from graphhalu.detectors.saved import load_detector
 from graphhalu.evaluation.calibration import read_calibration
 from graphhalu.labels.planted import planted_token_traces
 from graphhalu.traces.store import TraceStore, open_traces

@@ -6,8 +6,8 @@ import pytest
 
 from graphhalu.core.errors import DataFileError, MissingExtraError
 from graphhalu.datasets.base import hub_rows
+from graphhalu.datasets.reading import TriviaQA
 from graphhalu.datasets.registry import load_questions
-from graphhalu.datasets.triviaqa import TriviaQA
 
 
 def install(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:

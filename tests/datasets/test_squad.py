@@ -8,8 +8,8 @@ import pytest
 
 from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.question import Question
+from graphhalu.datasets.reading import SQuAD
 from graphhalu.datasets.registry import load_questions
-from graphhalu.datasets.squad import SQuAD
 
 HUB_ROW = {
     "id": "q1",

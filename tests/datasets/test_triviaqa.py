@@ -11,7 +11,7 @@ import pytest
 
 from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.question import Question
-from graphhalu.datasets.triviaqa import TriviaQA
+from graphhalu.datasets.reading import TriviaQA
 
 REAL = Path(__file__).parents[2].parent / "shared/data/triviaqa"
 needs_real_files = pytest.mark.skipif(

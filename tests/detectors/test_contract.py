@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
-from graphhalu.detectors.load import load_detector, save_detector
 from graphhalu.detectors.registry import DETECTORS, detector_names
+from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.testing.contracts.detectors import DETECTOR_CHECKS, DetectorCase, planted_token_data
 from tests.detectors.conftest import OF_SAMPLES
 

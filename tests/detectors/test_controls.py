@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import DataFileError, NotEnoughDataError
-from graphhalu.detectors.load import load_detector
 from graphhalu.detectors.probes import ShuffledLabels, shuffled_by_group
+from graphhalu.detectors.saved import load_detector
 from graphhalu.detectors.text import TextConfig, Tfidf
 from graphhalu.traces.trace import Trace
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphhalu.detectors.load import load_detector
+from graphhalu.detectors.saved import load_detector
 from graphhalu.labels.planted import planted_traces
 
 FOLDER = Path(__file__).parent / "fixtures" / "first-edition"

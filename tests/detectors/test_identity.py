@@ -9,8 +9,7 @@ import pytest
 from graphhalu.core.errors import DataFileError, DetectorMismatchError
 from graphhalu.detectors.base import ChosenTraces
 from graphhalu.detectors.identity import Identity
-from graphhalu.detectors.load import load_detector, save_detector
-from graphhalu.detectors.saved import read_description
+from graphhalu.detectors.saved import load_detector, read_description, save_detector
 from graphhalu.scoring.ready import READY
 
 CONFIGURATION = {

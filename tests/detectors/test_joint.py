@@ -4,9 +4,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.class_weight import compute_sample_weight
 
-from graphhalu.detectors import joint
+from graphhalu.detectors import probes
 from graphhalu.detectors.inner_search import Side, folds_of
-from graphhalu.detectors.joint import learn_jointly
+from graphhalu.detectors.probes import learn_jointly
 
 MIX = {"attention": 0.5, "hidden": 0.3, "likelihood": 0.2}
 STRENGTH = 3.0
@@ -30,8 +30,8 @@ def side(n_traces=97, seed=0):
 
 @pytest.fixture
 def one_choice(monkeypatch):
-    monkeypatch.setattr(joint, "MIXES", (MIX,))
-    monkeypatch.setattr(joint, "STRENGTHS", (STRENGTH,))
+    monkeypatch.setattr(probes, "MIXES", (MIX,))
+    monkeypatch.setattr(probes, "STRENGTHS", (STRENGTH,))
 
 
 def by_hand(given):
@@ -64,8 +64,8 @@ def test_the_joint_probe_is_a_ridge_penalised_regression_on_weighted_blocks():
 
 
 def test_labels_of_a_fold_do_not_reach_its_own_logits(monkeypatch):
-    monkeypatch.setattr(joint, "MIXES", (MIX,))
-    monkeypatch.setattr(joint, "STRENGTHS", (STRENGTH,))
+    monkeypatch.setattr(probes, "MIXES", (MIX,))
+    monkeypatch.setattr(probes, "STRENGTHS", (STRENGTH,))
     given = side()
     folds = folds_of(given.labels, given.groups, n_folds=3, seed=0)
     before = learn_jointly(given, folds).out_of_fold
@@ -93,6 +93,6 @@ def test_traces_that_are_nearly_alike_still_have_coordinates():
     generator = np.random.default_rng(0)
     base = generator.normal(size=(1, 3001)).astype(np.float32) * 100
     values = base + generator.normal(size=(97, 3001)).astype(np.float32) * 1e-4
-    factor = joint._coordinates(values)
+    factor = probes._coordinates(values)
     kernel = (values @ values.T).astype(np.float64)
     np.testing.assert_allclose(factor @ factor.T, kernel, rtol=1e-2)

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import ConfigError, DataFileError
-from graphhalu.detectors.gnn.detectors import Gat
-from graphhalu.detectors.gnn.own import Graphhalu, StackConfig
-from graphhalu.detectors.joint import JointProbe
-from graphhalu.detectors.load import load_detector, save_detector
+from graphhalu.detectors.gnn.detectors import Gat, Graphhalu, StackConfig
+from graphhalu.detectors.probes import JointProbe
+from graphhalu.detectors.saved import load_detector, save_detector
 
 
 def make(**settings):

@@ -9,8 +9,8 @@ import pytest
 from graphhalu.cli.main import run
 from graphhalu.core.errors import ConfigError, UnknownNameError, UsageError
 from graphhalu.detectors.gnn.detector import NetworkDetector, network_detector
-from graphhalu.detectors.load import load_detector, save_detector
 from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.labels.planted import PLANTED_SHAPE
 from graphhalu.traces.store import TraceStore
 

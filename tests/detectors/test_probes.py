@@ -9,10 +9,9 @@ from sklearn.metrics import roc_auc_score
 from graphhalu.core.errors import DetectorMismatchError
 from graphhalu.core.splits import Split
 from graphhalu.detectors.columns import columns_of
-from graphhalu.detectors.haloscope import Haloscope, membership_score
 from graphhalu.detectors.linear import Scaling
 from graphhalu.detectors.probes import Lookback, SinkProbeHeads
-from graphhalu.detectors.saplma import NetworkModel, Saplma, train
+from graphhalu.detectors.published_probes import Haloscope, NetworkModel, Saplma, membership_score, train
 from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.trace import Trace

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.base import ChosenTraces
-from graphhalu.detectors.gnn.question import QuestionGraph
+from graphhalu.detectors.gnn.detectors import QuestionGraph
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.samples import (
     MEASURES,

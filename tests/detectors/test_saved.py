@@ -12,8 +12,8 @@ from graphhalu.core.errors import (
     UsageError,
 )
 from graphhalu.detectors.gnn.detectors import Gat, Gcn
-from graphhalu.detectors.load import load_detector, save_detector
 from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.scalars import HeadStd
 
 

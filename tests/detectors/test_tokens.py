@@ -13,8 +13,8 @@ from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.gnn.config import TokenNetworkConfig
 from graphhalu.detectors.linear import Scaling
-from graphhalu.detectors.load import load_detector, save_detector
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
+from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.text import neighbours
 from graphhalu.detectors.token_features import View, averaged, family_columns, view_columns
 from graphhalu.detectors.token_probes import ridge_path, sample_tokens

@@ -6,9 +6,8 @@ import sys
 import pytest
 
 from graphhalu.cli.main import run, with_address
-from graphhalu.cli.ray import RayOptions
 from graphhalu.core.errors import MissingExtraError, UsageError, WorkerError
-from graphhalu.engine.ray import check_address, connected
+from graphhalu.engine.ray import RayOptions, check_address, connected
 
 
 @pytest.mark.parametrize("address", ["local", "auto"])

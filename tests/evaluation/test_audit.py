@@ -8,6 +8,7 @@ import pytest
 from graphhalu.core.documents import read_document, write_document
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import grouped_folds
+from graphhalu.detectors.category import question_categories
 from graphhalu.evaluation.audit import (
     AUDIT_FILE,
     KIND,
@@ -15,11 +16,11 @@ from graphhalu.evaluation.audit import (
     Audit,
     Signal,
     audit,
+    cross_fitted_rate,
     similar_questions,
     smallest_difference,
 )
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.evaluation.categories import cross_fitted_rate, question_categories
 from graphhalu.evaluation.result import TEXTS
 from graphhalu.evaluation.significance import auroc_influence
 from graphhalu.labels.labels import Labels

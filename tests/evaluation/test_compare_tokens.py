@@ -13,8 +13,8 @@ from sklearn.metrics import average_precision_score
 from graphhalu.core.errors import CorruptStoreError, DataFileError, UsageError
 from graphhalu.core.numerics import auroc
 from graphhalu.detectors.base import Scores
-from graphhalu.detectors.load import load_detector
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
+from graphhalu.detectors.saved import load_detector
 from graphhalu.evaluation.calibration import (
     CALIBRATION_FILE,
     Calibration,

@@ -17,7 +17,7 @@ from graphhalu.labels.planted import planted_traces
 
 
 def test_a_trained_run_keeps_the_detector_with_its_calibration_and_threshold(tmp_path):
-    from graphhalu.detectors.load import load_detector
+    from graphhalu.detectors.saved import load_detector
 
     traces, labels = planted_traces(61)
     run, result = train_detector("sink-mass", traces, labels, runs=tmp_path)
@@ -32,7 +32,7 @@ def test_a_trained_run_keeps_the_detector_with_its_calibration_and_threshold(tmp
 
 
 def test_a_trained_run_belongs_to_the_model_of_its_store(tmp_path):
-    from graphhalu.detectors.load import load_detector
+    from graphhalu.detectors.saved import load_detector
 
     class Store(list):
         configuration: dict

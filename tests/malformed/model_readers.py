@@ -116,8 +116,8 @@ def make_detectors(*names: str) -> Any:
 
         from graphhalu.core.splits import Split
         from graphhalu.detectors.identity import Identity
-        from graphhalu.detectors.load import save_detector
         from graphhalu.detectors.registry import DETECTORS as REGISTRY
+        from graphhalu.detectors.saved import save_detector
         from graphhalu.labels.planted import planted_traces
 
         traces, labels = planted_traces(24, signals=("sink", "likelihood", "text", "hidden"))
@@ -139,7 +139,7 @@ def make_detectors(*names: str) -> Any:
 
 
 def read_detector(path: Path) -> Any:
-    from graphhalu.detectors.load import load_detector
+    from graphhalu.detectors.saved import load_detector
 
     folder = next(p for p in path.parents if p.parent.name == "inner")
     found = load_detector(folder)

@@ -77,7 +77,7 @@ def read_head_maps(path: Path) -> Any:
 
 
 def read_transfers(path: Path) -> Any:
-    from graphhalu.report.transfer import read_transfer
+    from graphhalu.report.write import read_transfer
 
     return read_transfer(path.parent)
 

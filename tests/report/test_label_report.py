@@ -9,7 +9,7 @@ from graphhalu.core.errors import TraceNotFoundError, UnknownNameError
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store, read_labels, stored_labellers
 from graphhalu.labels.summary import THRESHOLDS, label_report
-from graphhalu.report.labels import example_text, tables
+from graphhalu.report.audit import example_text, tables
 from graphhalu.traces.schema import TraceRecord
 
 ANSWERS = (

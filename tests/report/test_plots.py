@@ -15,7 +15,7 @@ from graphhalu.report.drawing import save_figure
 from graphhalu.report.plots import AROUND_CHANCE, intervals
 from graphhalu.report.tables import p_text
 from graphhalu.report.theme import LIGHT
-from graphhalu.report.transfer import transfer_figure
+from graphhalu.report.write import transfer_figure
 
 NOISES = {"words": 9.0, "sinks": 3.0, "gat": 0.3, "other": 1.0}
 

@@ -19,8 +19,7 @@ from graphhalu.report.comparison import comparison_page, headline, small_class_w
 from graphhalu.report.page import report_html, report_markdown
 from graphhalu.report.tables import markdown_cell, markdown_text
 from graphhalu.report.theme import LIGHT
-from graphhalu.report.transfer import read_transfer, transfer_page
-from graphhalu.report.write import write_report
+from graphhalu.report.write import read_transfer, transfer_page, write_report
 
 NOISES = {"words": 9.0, "sinks": 3.0, "gat": 0.3}
 HOSTILE = "<img src=x onerror=alert(1)>\"'|`[a](javascript:b)"

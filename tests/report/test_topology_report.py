@@ -8,7 +8,7 @@ from graphhalu.core.numerics import json_ready
 from graphhalu.evaluation.univariate import compare_topology
 from graphhalu.graphs.topology import MEASURES
 from graphhalu.labels.planted import planted_traces
-from graphhalu.report.topology import save_figure, topology_figure, topology_table
+from graphhalu.report.audit import save_figure, topology_figure, topology_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 

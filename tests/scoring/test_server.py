@@ -18,9 +18,9 @@ import pytest
 from graphhalu.core.errors import UsageError
 from graphhalu.scoring import bodies
 from graphhalu.scoring.asked import asked_question
+from graphhalu.scoring.ready import ServeConfig
 from graphhalu.scoring.scorer import AnswerScorer
 from graphhalu.scoring.server import create_app
-from graphhalu.scoring.settings import ServeConfig
 
 
 class Running:

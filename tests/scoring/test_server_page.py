@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from graphhalu.scoring.ready import ServeConfig
 from graphhalu.scoring.scorer import AnswerScorer
 from graphhalu.scoring.server import create_app
-from graphhalu.scoring.settings import ServeConfig
 from tests.scoring.test_server import Running
 
 

@@ -34,10 +34,10 @@ from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
-from graphhalu.weights.compare import compare_profiles
 from graphhalu.weights.layer import ProfileSettings
 from graphhalu.weights.profile import profile_model
 from graphhalu.weights.read import open_weights
+from graphhalu.weights.tables import compare_profiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 N_TRACES, LENGTH, PROMPT = 53, 31, 19

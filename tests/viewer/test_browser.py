@@ -19,9 +19,8 @@ from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord, TraceShape
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 from graphhalu.viewer.heads import fitting_edges
-from graphhalu.viewer.page import write_view
+from graphhalu.viewer.page import ViewServer, write_view
 from graphhalu.viewer.scores import ShownTokenScores
-from graphhalu.viewer.serve import ViewServer
 from graphhalu.viewer.view import View, ViewRequest, make_view
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -6,8 +6,7 @@ import pytest
 from graphhalu.core.errors import UsageError
 from graphhalu.features.registry import FeatureSpec
 from graphhalu.features.table import feature_table
-from graphhalu.viewer.maps import default_features, feature_maps
-from graphhalu.viewer.view import ViewRequest, make_view
+from graphhalu.viewer.view import ViewRequest, default_features, feature_maps, make_view
 
 
 def specs(*names):

@@ -9,8 +9,8 @@ import pytest
 
 from graphhalu.core.errors import TraceNotFoundError, UnknownNameError, UsageError
 from graphhalu.core.splits import Split
-from graphhalu.detectors.load import save_detector
 from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.saved import save_detector
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, Calibration
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import make_labeller

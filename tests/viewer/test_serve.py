@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from graphhalu.viewer.heads import layer_text
-from graphhalu.viewer.serve import ViewServer
+from graphhalu.viewer.page import ViewServer
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from graphhalu.core.config import load_config
 from graphhalu.core.errors import ConfigError, DataFileError, NotEnoughDataError, UsageError
-from graphhalu.weights.compare import compare_profiles
 from graphhalu.weights.layer import ProfileSettings
 from graphhalu.weights.profile import profile_model
 from graphhalu.weights.read import open_weights
 from graphhalu.weights.risk import RiskComponent, RiskSettings, risk_curve
-from graphhalu.weights.tables import HEAD_DESCRIPTIONS, LAYER_DESCRIPTIONS, read_profile
+from graphhalu.weights.tables import HEAD_DESCRIPTIONS, LAYER_DESCRIPTIONS, compare_profiles, read_profile
 from tests.models.test_gguf import write_gguf
 
 SETTINGS = ProfileSettings(n_samples=31, composition_reach=2)

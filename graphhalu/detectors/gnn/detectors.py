@@ -4,16 +4,33 @@ Edges of controls say nothing of who is attended to, or there are none.
 """
 
 import hashlib
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, final
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
+from torch import Tensor
 from torch_geometric.data import Data
 
-from graphhalu.detectors.gnn.config import CHARMConfig, TokenNetworkConfig
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.splits import Split
+from graphhalu.detectors.base import ChosenTraces, Compared, Detector, DetectorCard
+from graphhalu.detectors.gnn.config import QUICK, CHARMConfig, NetworkConfig, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.networks import CHARM, GAT, GCN, MLP
+from graphhalu.detectors.probes import JointProbe
+from graphhalu.detectors.samples import WAY_OUT, SampleAgreement, claimed_words, has_samples, likeness
+from graphhalu.detectors.saved import TrainedConfig
+from graphhalu.detectors.stack import Stack
+from graphhalu.graphs.dataset import AttentionGraphs
+from graphhalu.graphs.storage import OF_NODE
+from graphhalu.labels.labels import Labels
 from graphhalu.traces.schema import N_SINK_KEYS
+from graphhalu.traces.trace import Trace
 
 STRATA: Final = (1, 9, 33)
 """Smallest distance of query and key in each stratum."""
@@ -65,3 +82,202 @@ GatRewired: Final = NetworkDetector.variant("gat-rewired", __name__, network_cla
 _TOKENS: Final = {"network_class": CHARM, "config_class": TokenNetworkConfig}
 TokenGraph: Final = NetworkDetector.variant("token-graph", __name__, **_TOKENS)
 TokenNoEdges: Final = NetworkDetector.variant("token-no-edges", __name__, **_TOKENS, transform=without_edges)
+
+
+RELATIONS: Final = ("is_same", "agreement")
+"""What edges from a sample to the answer carry: whether the tokens are the same, and how alike the two
+answers are (0 between tokens)."""
+NODE_RELATIONS: Final = ("samples.is_sample", "samples.score")
+"""Whether a node belongs to a sample, and the mean log-probability (nat) of its tokens."""
+
+
+@dataclass(frozen=True)
+class QuestionGraph:
+    """Joins the graph of an answer with those of its samples.
+
+    Attributes:
+        traces: Traces that graphs are asked for.
+        pool: Graphs of these traces and of all samples.
+    """
+
+    traces: Sequence[Trace]
+    pool: AttentionGraphs
+
+    @cached_property
+    def samples(self) -> Mapping[str, list[int]]:
+        """Places in the pool of the samples of each question."""
+        found: dict[str, list[int]] = {}
+        for place, trace in enumerate(self.pool.traces):
+            if trace.record.is_sample:
+                found.setdefault(trace.record.question_id, []).append(place)
+        return found
+
+    def __call__(self, data: Data) -> Data:
+        """The graph of an answer with its samples beside it."""
+        own = self.traces[data.trace_index].record
+        places = self.samples.get(own.question_id, []) if own.is_on_policy else []
+        others = [place for place in places if self.pool.traces[place].trace_id != own.trace_id]
+        made = data.clone()
+        parts = [_widened(data, is_sample=False, score=own.beam_score or 0.0)]
+        index, attr = [data.edge_index], [_relations(data.edge_attr)]
+        n_nodes = data.num_nodes
+        claims = claimed_words(own)
+        for place in others:
+            sample, record = self.pool.get(place), self.pool.traces[place].record
+            number = sample.is_answer.long().cumsum(0) - 1 + n_nodes
+            part = _widened(sample, is_sample=True, score=record.beam_score or 0.0)
+            parts.append({name: values[sample.is_answer] for name, values in part.items()})
+            is_within = sample.is_answer[sample.edge_index].all(0)
+            index.append(number[sample.edge_index[:, is_within]])
+            attr.append(_relations(sample.edge_attr[is_within]))
+            alike = float(likeness([claims, claimed_words(record)])[0, 1])
+            across, weights = _across(data, sample, number, alike)
+            index.append(across)
+            attr.append(
+                torch.cat([data.edge_attr.new_zeros(len(weights), data.edge_attr.shape[1]), weights], 1)
+            )
+            n_nodes += int(sample.is_answer.sum())
+        for name in OF_NODE:
+            made[name] = torch.cat([part[name] for part in parts])
+        made.edge_index, made.edge_attr = torch.cat(index, dim=1), torch.cat(attr)
+        return made
+
+
+def _widened(data: Data, *, is_sample: bool, score: float) -> dict[str, Tensor]:
+    """Node attributes with :data:`NODE_RELATIONS` as further features; a sample is never read out."""
+    found = {name: data[name] for name in OF_NODE}
+    more = data.x.new_tensor([float(is_sample), score]).expand(data.num_nodes, -1)
+    found["x"] = torch.cat([data.x, more], dim=1)
+    if is_sample:
+        found["is_readout"] = torch.zeros_like(data.is_readout)
+    return found
+
+
+def _relations(attention: Tensor) -> Tensor:
+    """Attention with :data:`RELATIONS` of 0 beside it."""
+    return torch.cat([attention, attention.new_zeros(len(attention), len(RELATIONS))], dim=1)
+
+
+def _across(own: Data, sample: Data, number: Tensor, alike: float) -> tuple[Tensor, Tensor]:
+    """Edges from a sample's tokens to the same tokens of the answer, and from its last to the last."""
+    answer = own.is_answer.nonzero()[:, 0]
+    tokens = sample.is_answer.nonzero()[:, 0]
+    is_same = sample.token_id[tokens][:, None] == own.token_id[answer][None]
+    key, query = is_same.nonzero().T
+    pairs = torch.stack([number[tokens[key]], answer[query]])
+    last = torch.stack([number[tokens[-1]], answer[-1]])[:, None]
+    weights = own.edge_attr.new_zeros(pairs.shape[1] + 1, len(RELATIONS))
+    weights[:-1, 0], weights[-1, 1] = 1, alike
+    return torch.cat([pairs, last], dim=1), weights
+
+
+class QuestionDetector(NetworkDetector):
+    """A graph network on the answer and its samples."""
+
+    relations: ClassVar[tuple[str, ...]] = RELATIONS
+    node_relations: ClassVar[tuple[str, ...]] = NODE_RELATIONS
+
+    def _graphs(
+        self, traces: Sequence[Trace], layers: tuple[int, ...], labels: Labels | None
+    ) -> AttentionGraphs:
+        graphs = super()._graphs(traces, layers, labels)
+        pool = traces.pool if isinstance(traces, ChosenTraces) else traces
+        graphs.transform = QuestionGraph(traces, AttentionGraphs.of_recipe(pool, layers, graphs.recipe))
+        return graphs
+
+
+QuestionGat: Final = QuestionDetector.variant("question-gat", __name__, network_class=GAT)
+QuestionAlone: Final = QuestionDetector.variant("question-alone", __name__, network_class=MLP)
+
+
+Part = Literal["probe", "graph", "question", "samples"]
+PARTS: Final[tuple[Part, ...]] = ("probe", "graph", "question", "samples")
+OF_SAMPLES: Final = ("question", "samples")
+"""Parts that are left out where questions have no samples."""
+
+
+class StackConfig(NetworkConfig):
+    """Settings of graphhalu: those of its graph network, and which parts are stacked."""
+
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS
+    """``probe``: the joint probe of attention, hidden states and likelihood. ``graph``: gat. ``question``:
+    the graph of the answer and its samples; ``samples``: their agreement. The last two are left out where
+    no training question has samples."""
+
+    @field_validator("parts")
+    @classmethod
+    def _differ(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        if len(set(parts)) < len(parts):
+            raise ValueError(f"expected different parts, got {list(parts)}")
+        return parts
+
+
+@final
+class Graphhalu(Stack):
+    """Joint probe, graph networks and agreement of samples, joined on logits that are out of fold.
+
+    Args:
+        seed: By default that of the configuration.
+        config: Settings.
+    """
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("graphhalu")
+    config_class: ClassVar[type[TrainedConfig]] = StackConfig
+    quick_settings: ClassVar[Mapping[str, Any]] = QUICK
+    is_exact: ClassVar[bool] = False
+    least_known: ClassVar[float] = 0.0
+    new_field: ClassVar[str] = "joints"
+
+    config: StackConfig
+
+    log_folder: Path | None = None
+    """Where Lightning's logger writes; nothing is logged without."""
+
+    @property
+    def compares(self) -> Compared | None:
+        """Samples, where a part that reads them was fitted."""
+        return "samples" if set(OF_SAMPLES) & set(self.members) else None
+
+    def check(self, traces: Sequence[Trace]) -> None:
+        """As :meth:`NetworkDetector.check`."""
+        self._member("graph").check(traces)
+
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
+        """Fit every part on the training side, then join them; validation takes no part.
+
+        Raises:
+            NotEnoughDataError: If the training side lacks a class, or only parts of samples are asked for
+                and there are none.
+        """
+        chosen = ChosenTraces.labelled(traces, labels, split.train)
+        kept = np.array(chosen.indices, dtype=np.int64)
+        parts = [part for part in self.config.parts if part not in OF_SAMPLES or has_samples(chosen)]
+        if not parts:
+            raise NotEnoughDataError(f"no training question has samples\n  {WAY_OUT}")
+        members: dict[str, Any] = {}
+        for part in parts:
+            member = self._member(part)
+            if isinstance(member, NetworkDetector):
+                member.log_folder = self.log_folder
+            members[part] = member.fit(traces, labels, split)
+        self.join_members(members, labels, kept)
+        reports = {name: member.training_report for name, member in members.items()}
+        self.training_report = {"n_train": len(kept), **reports, "weights": self.weights()}
+        return self
+
+    @classmethod
+    def member_class(cls, name: str) -> type[Detector]:
+        """The class of a part."""
+        kinds: dict[str, type[Detector]] = {"probe": JointProbe, "graph": Gat}
+        kinds |= {"question": QuestionGat, "samples": SampleAgreement}
+        return kinds[name]
+
+    def _member(self, part: Part) -> Any:
+        """A part that is not fitted; graph networks take the settings of the whole."""
+        kind: Any = self.member_class(part)
+        if not issubclass(kind, NetworkDetector):
+            return kind(seed=self.config.seed)
+        # what is not asked for is decided by the traces
+        unasked = {"prompt_edges"} - self.config.model_fields_set
+        fields = self.config.model_dump(exclude={"parts", *unasked})
+        return kind(config=NetworkConfig.model_validate(fields))

@@ -121,18 +121,17 @@ class InputScaler(nn.Module):
         first = 0
         for number, size in enumerate(self.sizes, start=1):
             rows = np.flatnonzero(np.array(self.blocks) == number)
-            self._set_block(hidden[:, rows], torch.from_numpy(rows), first, seed)
+            values, n_components = hidden[:, rows], min(size, len(hidden))
+            # exact and quick where there are fewer columns than tokens
+            solver = "covariance_eigh" if len(rows) <= min(1024, len(hidden)) else "randomized"
+            pca = PCA(n_components, whiten=True, svd_solver=solver, random_state=seed).fit(values)
+            found = pca.components_.T / np.sqrt(pca.explained_variance_)
+            columns = slice(first, first + n_components)
+            self.components[torch.from_numpy(rows), columns] = torch.from_numpy(found).to(
+                self.components.dtype
+            )
+            self.shift[columns] = torch.from_numpy(pca.mean_ @ found)
             first += size
-
-    def _set_block(self, hidden: np.ndarray, rows: Tensor, first: int, seed: int) -> None:
-        n_components = min(self.sizes[self.blocks[int(rows[0])] - 1], len(hidden))
-        # exact and quick where there are fewer columns than tokens
-        solver = "covariance_eigh" if hidden.shape[1] <= min(1024, len(hidden)) else "randomized"
-        pca = PCA(n_components, whiten=True, svd_solver=solver, random_state=seed).fit(hidden)
-        found = pca.components_.T / np.sqrt(pca.explained_variance_)
-        columns = slice(first, first + n_components)
-        self.components[rows, columns] = torch.from_numpy(found).to(self.components.dtype)
-        self.shift[columns] = torch.from_numpy(pca.mean_ @ found)
 
 
 class ScaledGraphs(Dataset[Data]):

@@ -26,7 +26,7 @@ from graphhalu.evaluation.bootstrap import (
     percentile_interval,
     resample_sums,
 )
-from graphhalu.evaluation.calibration import best_f1_threshold
+from graphhalu.evaluation.calibration import best_f1_threshold, threshold_at
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import Mask, auroc
 from graphhalu.evaluation.significance import column_tests, compare_to_baseline, pooled_auroc
@@ -154,26 +154,6 @@ def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, see
     return NestedScores(scores, flagged, tuple(choices), float(is_there.mean()))
 
 
-def threshold_at(scores: Scores, labels: Codes, rate: float) -> float:
-    """The lowest threshold that flags at most a share ``rate`` of the benign prompts.
-
-    Scores at or above it are flagged; a prompt without a score is not. With fewer than
-    ``1 / rate`` benign prompts it lies just above the highest of them.
-
-    Args:
-        scores: Higher where an attack is more likely; NaN if unknown.
-        labels: 1 = attack.
-        rate: In (0, 1).
-    """
-    benign = scores[labels == 0]
-    ordered = np.sort(benign[np.isfinite(benign)])[::-1]
-    # 0.1 of 30 prompts are 3, whatever rounding makes of the product
-    n_allowed = int(np.floor(rate * len(benign) + 1e-9))
-    if n_allowed >= len(ordered):
-        return float(np.nanmin(scores))
-    return float(np.nextafter(ordered[n_allowed], np.inf))
-
-
 def thresholds(scores: Scores, labels: Codes, settings: CalibrateSettings) -> Float[np.ndarray, "aim"]:
     """Those of all aims, and last that of the best F1; infinite if only one class has scores."""
     limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]
@@ -222,7 +202,7 @@ def _method_row(method: Method, seeds: list[NestedScores], cases: Cases, setting
     own = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
     best, is_attack = method.fit_in_sample(cases), cases.labels == 1
     sample = EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
-    pooled = pooled_auroc([each.scores for each in seeds], sample)
+    pooled, _, resampled = pooled_auroc([each.scores for each in seeds], sample)
     aurocs = [auroc(each.scores, cases.labels) for each in seeds]
     choices = Counter(choice for each in seeds for choice in each.choices).most_common(5)
     in_sample = best.scores >= thresholds(best.scores, cases.labels, settings)[:, None]
@@ -242,7 +222,7 @@ def _method_row(method: Method, seeds: list[NestedScores], cases: Cases, setting
         name=method.name,
         summary=method.summary,
         n_candidates=method.columns.shape[1] if isinstance(method, ColumnMethod) else 1,
-        auroc=Estimate(pooled.auroc, *percentile_interval(pooled.resampled, settings.level)),
+        auroc=Estimate(pooled, *percentile_interval(resampled, settings.level)),
         seed_sd=float(np.std(aurocs, ddof=1)) if len(aurocs) > 1 else None,
         in_sample=_auroc(filled, cases, settings.n_resamples, settings.level),
         f1=Estimate.of(_f1(hits), settings.level),

@@ -380,12 +380,10 @@ def all_methods(
     }
     for name, numbers in constants.items():
         column, texts = np.array(numbers, dtype=np.float64)[:, None], ("nothing to choose",)
-        methods.append(ColumnMethod(name, _SUMMARIES[name], column, texts, _any_column, n_inner))
+        methods.append(
+            ColumnMethod(name, _SUMMARIES[name], column, texts, lambda _: np.ones(1, dtype=bool), n_inner)
+        )
     return methods
-
-
-def _any_column(_: Train) -> Mask:
-    return np.ones(1, dtype=bool)
 
 
 def filled_auroc(columns: Columns, labels: Codes, groups: Codes) -> Float[np.ndarray, "column"]:

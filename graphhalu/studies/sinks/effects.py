@@ -21,7 +21,15 @@ from graphhalu.evaluation.bootstrap import (
     group_codes,
     mean_rows,
 )
-from graphhalu.evaluation.metrics import Floats, Resampled, ece, evaluate, ratio, reliability_curve
+from graphhalu.evaluation.metrics import (
+    Floats,
+    Resampled,
+    ece,
+    equal_bins,
+    evaluate,
+    ratio,
+    reliability_curve,
+)
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES
 from graphhalu.heads.table import HeadTable, contrast, mean_of_present, ranked_places, resampled_means
 from graphhalu.studies.rows import Row
@@ -213,9 +221,7 @@ def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[Row, ...]:
         Of each bin ``mean_mass``, the number of records ``n``, and ``share_negative``: the accuracy
         where the label is the model's own output.
     """
-    _, index, counts = np.unique(table.mass, return_inverse=True, return_counts=True)
-    middle = np.cumsum(counts) - (counts + 1) / 2
-    bins = np.floor(middle * N_QUANTILES / len(table.mass)).astype(np.int64)[index]
+    bins = equal_bins(table.mass, N_QUANTILES)
     is_in = bins[:, None] == np.unique(bins)[None]
     columns = np.concatenate([is_in, is_in & (table.labels == 0)[:, None]], axis=1).astype(float)
     sizes, hits = np.split(drawn_from(table, how).sums(columns), 2, axis=1)

@@ -30,6 +30,7 @@ from graphhalu.extract.capture import capturing
 from graphhalu.extract.extraction import grouped
 from graphhalu.extract.forward import DeferredPass, Replayed, TokenSequence, body_below_head, read_likelihood
 from graphhalu.extract.prompts import question_prompt, resolved_config
+from graphhalu.labels.stated import likeliest
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.records import QueryMode, SinkCell, SinkRecord, plain_record
@@ -229,7 +230,8 @@ class SinkPasses(NamedTuple):
     def _about(self, prompt: SinkPrompt, likely: Replayed) -> dict[str, Any]:
         """What is the same in all records of a sequence."""
         question, right = prompt.question, prompt.question.correct_choices
-        pred, is_given = likeliest(likely.option_logprobs), self.run["pose"] == "given"
+        found, is_given = likeliest(likely.option_logprobs), self.run["pose"] == "given"
+        pred = found if isinstance(found, int) else None
         stated = question.given[prompt.place].is_hallucinated if is_given else question.input_label
         meta: dict[str, Any] = {"question_id": question.question_id, "group_id": question.group_id}
         meta |= {"source": self.run["dataset"], "pose": self.run["pose"], "place": prompt.place}
@@ -243,13 +245,6 @@ class SinkPasses(NamedTuple):
             "seq_len": prompt.sequence.prompt_length,
             "meta": {**meta, **known},
         }
-
-
-def likeliest(option_logprobs: Sequence[float]) -> int | None:
-    """The likeliest option; ``None`` without options, in a tie, and with NaN."""
-    values = np.array(option_logprobs)
-    best = np.flatnonzero(values == values.max(initial=-np.inf))
-    return int(best[0]) if len(best) == 1 and not np.isnan(values).any() else None
 
 
 class Journal:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.core.splits import Split, grouped_split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Input, checked_scores
-from graphhalu.detectors.load import load_detector, save_detector
+from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.evaluation.settings import DetectorSpec
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.labels.planted import planted_token_traces, planted_traces
