@@ -8,6 +8,7 @@ stand its protocol, its data set, its provenance and the names of its metrics.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import Any, Final
@@ -91,6 +92,7 @@ class Page:
         return tuple(figure for section in self.sections for figure in section.figures)
 
 
+@cache
 def read_text(name: str) -> dict[str, Any]:
     """The texts of a page: ``sections``, ``figures``, ``tables`` and ``sentences`` by name."""
     return read_yaml(TEXT / f"{name}.yaml")
