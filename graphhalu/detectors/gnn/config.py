@@ -23,6 +23,8 @@ LOSS: Final = "validation_loss"
 """Name of the loss that decides between settings, and by default when to stop."""
 PRECISION: Final = "validation_average_precision"
 """Name of the average precision."""
+StopBy = Literal["validation_loss", "validation_average_precision"]
+"""What can decide which epoch is the best."""
 
 
 class NetworkConfig(TrainedConfig):
@@ -76,7 +78,7 @@ class NetworkConfig(TrainedConfig):
     balance: Annotated[float, Field(ge=0, le=1)] = 1.0
     """1: the loss weighs both classes alike, however rare one is; 0: all items alike; between them the
     weight of hallucinated ones is this power of correct over hallucinated."""
-    stop_by: Literal["validation_loss", "validation_average_precision"] = LOSS
+    stop_by: StopBy = LOSS
     """What decides which epoch is the best."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of folds, weights, dropout and the order of batches."""

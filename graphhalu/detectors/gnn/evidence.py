@@ -10,7 +10,7 @@ while the answer goes on.
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Final, Literal, final
+from typing import Annotated, Any, Final, final
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch_geometric.nn import GATv2Conv, MessagePassing, MultiAggregation
 from torch_geometric.utils import subgraph
 
 from graphhalu.core.axes import Span
-from graphhalu.detectors.gnn.config import PRECISION, TokenNetworkConfig
+from graphhalu.detectors.gnn.config import PRECISION, StopBy, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.networks import equally_large_block, logit_head
 from graphhalu.graphs.edges import EdgeRule, GraphRecipe, TopK
@@ -57,10 +57,7 @@ def _by_attention(data: Data) -> Pairs:
     rows = data.edge_index[1, order]
     rank = torch.arange(len(rows)) - torch.searchsorted(rows, rows)
     kept = order[rank < NEIGHBOURS].sort().values
-    return _at_readout(data, data.edge_index[:, kept], data.edge_attr[kept])
-
-
-def _at_readout(data: Data, pairs: Tensor, attention: Tensor) -> Pairs:
+    pairs, attention = data.edge_index[:, kept], data.edge_attr[kept]
     key, query = pairs
     is_within = data.is_answer[key] & data.is_answer[query]
     is_source = ~data.is_answer[key] & data.is_readout[query] & (query + 1 < data.num_nodes)
@@ -242,6 +239,9 @@ class EvidenceConfig(TokenNetworkConfig):
     )
     """Blocks of node features; ``hidden`` and ``shift`` are those of two layers, ``heads`` of all. Blocks
     that the traces do not keep are left out."""
+    edges_per_row: Annotated[int, Field(ge=1)] = 8
+    """Strongest keys of each query in each layer; of those of all layers the eight with the most attention
+    become edges."""
     n_components: Annotated[int, Field(ge=1)] = 48
     """Principal components, fitted on the training side, that stand for a wide block."""
     hidden_size: Annotated[int, Field(ge=4, multiple_of=4)] = 64
@@ -256,7 +256,7 @@ class EvidenceConfig(TokenNetworkConfig):
     """Epochs without a better one on the held-out inner fold before training stops."""
     balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Power of correct over hallucinated tokens that a hallucinated one weighs; 1: both classes alike."""
-    stop_by: Literal["validation_loss", "validation_average_precision"] = PRECISION
+    stop_by: StopBy = PRECISION
     """What decides which epoch is the best: few tokens are hallucinated, so their precision is."""
     answer_loss: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the loss of an answer, whose logit is the largest of its tokens."""
