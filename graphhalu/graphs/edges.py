@@ -80,9 +80,12 @@ class TopK(EdgeRule):
 
     Attributes:
         k: At least 1; a row that sees fewer other tokens keeps them all.
+        over_layers: Whether the keys are those of the largest mean over the layers, and not of each
+            layer its own. For a recipe with the view ``"multiplex"``, whose edges all layers share.
     """
 
     k: int
+    over_layers: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a rule that keeps nothing.
@@ -95,7 +98,9 @@ class TopK(EdgeRule):
 
     def choose_pairs(self, importance: PairValues, row_starts: RowStarts) -> PairMask:
         """As :meth:`EdgeRule.choose_pairs`."""
-        return _best_of_rows(importance, row_starts, lambda ranked: np.arange(ranked.shape[1]) < self.k)
+        looked_at = importance.mean(0, keepdims=True) if self.over_layers else importance
+        chosen = _best_of_rows(looked_at, row_starts, lambda ranked: np.arange(ranked.shape[1]) < self.k)
+        return np.broadcast_to(chosen, importance.shape)
 
 
 @dataclass(frozen=True)
@@ -241,8 +246,9 @@ class GraphRecipe:
 
         Raises:
             UnknownNameError: Lists the known names.
-            UsageError: If weights of heads are missing or too many, or if single heads are to be
-                censored while the rule does not look at them.
+            UsageError: If weights of heads are missing or too many, if single heads are to be
+                censored while the rule does not look at them, or if layers that have edges of
+                their own are to share them.
         """
         for field, (kind, known) in CHOICES.items():
             if (name := getattr(self, field)) not in known:
@@ -261,6 +267,11 @@ class GraphRecipe:
             raise UsageError(
                 "Threshold(censor=True) sets single heads to 0 on an edge that exists where any "
                 'head passes: give importance="max" with it'
+            )
+        if isinstance(self.edges, TopK) and self.edges.over_layers and self.view != "multiplex":
+            raise UsageError(
+                "TopK(over_layers=True) chooses edges that all layers share: "
+                f'give view="multiplex" with it, got {self.view!r}'
             )
 
     @property

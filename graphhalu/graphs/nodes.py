@@ -149,24 +149,20 @@ def node_features(source: LayerBlock, blocks: Sequence[str], *, is_multiplex: bo
     if not blocks:
         raise UsageError(f"a graph needs at least one block of node features: {', '.join(NODE_BLOCKS)}")
     check_blocks(blocks)
-    found = [_block(source, name) for name in blocks]
-    n_tokens = int(source.block.tokens.offsets[-1])
-    if len(source.block.row_token) < n_tokens:
-        blocks = [*blocks, "row"]
-        found.append(row_block(source))
-    wide = [np.broadcast_to(b.values, (len(source.layers), *b.values.shape[1:])) for b in found]
-    values = np.concatenate([each.astype(np.float32, copy=False) for each in wide], axis=-1)
-    names = tuple(
-        f"{name}.{column}" for name, block in zip(blocks, found, strict=True) for column in block.names
-    )
-    _check_finite(values, names, source)
+    found = [_named(_block(source, name), name, len(source.layers)) for name in blocks]
+    if len(source.block.row_token) < int(source.block.tokens.offsets[-1]):
+        found.append(_named(row_block(source), "row", len(source.layers)))
+    for each in found:
+        _check_finite(each, source)
     if not is_multiplex:
-        return NodeBlock(values, names)
-    is_own = np.repeat([block.is_of_layer for block in found], [len(block.names) for block in found])
-    shared, own = np.flatnonzero(~is_own), np.flatnonzero(is_own)
-    columns = np.concatenate([values[0][:, shared], *values[..., own]], axis=1)[None]
-    of_layer = [f"layer{layer}.{names[column]}" for layer in source.layers for column in own]
-    return NodeBlock(columns, (*(names[column] for column in shared), *of_layer))
+        return NodeBlock(np.concatenate([each.values for each in found], axis=-1), _columns(found))
+    # what is the same for all layers stands once, before what each layer has of its own
+    shared = [each for each in found if not each.is_of_layer]
+    own = [each for each in found if each.is_of_layer]
+    by_layer = [each.values[place] for place in range(len(source.layers)) for each in own]
+    values = np.concatenate([*(each.values[0] for each in shared), *by_layer], axis=-1)[None]
+    of_layers = [f"layer{layer}.{name}" for layer in source.layers for name in _columns(own)]
+    return NodeBlock(values, (*_columns(shared), *of_layers))
 
 
 def check_blocks(blocks: Sequence[str]) -> None:
@@ -412,16 +408,26 @@ def _head_names(what: str, n_heads: int) -> tuple[str, ...]:
     return tuple(f"{what}_head{head}" for head in range(n_heads))
 
 
-def _check_finite(
-    values: Float32[np.ndarray, "layer token feature"], names: tuple[str, ...], source: LayerBlock
-) -> None:
-    if np.isfinite(values).all():
+def _named(found: NodeBlock, name: str, n_layers: int) -> NodeBlock:
+    """The block in float32, seen from every layer, with columns named ``name.column``."""
+    values = found.values.astype(np.float32, copy=False)
+    wide = np.broadcast_to(values, (n_layers, *values.shape[1:]))
+    return NodeBlock(wide, tuple(f"{name}.{column}" for column in found.names), found.is_of_layer)
+
+
+def _columns(blocks: Sequence[NodeBlock]) -> tuple[str, ...]:
+    return tuple(name for block in blocks for name in block.names)
+
+
+def _check_finite(found: NodeBlock, source: LayerBlock) -> None:
+    is_finite = np.isfinite(found.values if found.is_of_layer else found.values[:1])
+    if is_finite.all():
         return
-    place, token, column = np.argwhere(~np.isfinite(values))[0].tolist()
+    place, token, column = np.argwhere(~is_finite)[0].tolist()
     record = source.block.records[int(source.block.tokens.trace[token])]
     raise NonFiniteError(
         f"trace {record.trace_id!r}, layer {source.layers[place]}: expected finite node features, "
-        f"got {values[place, token, column]} in {names[column]} at token "
+        f"got {found.values[place, token, column]} in {found.names[column]} at token "
         f"{int(source.block.tokens.position[token])}\n"
         f"  Extract the trace again, or leave this block out"
     )

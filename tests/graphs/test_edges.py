@@ -3,7 +3,7 @@ import pytest
 
 from graphhalu.core.errors import UsageError
 from graphhalu.core.numerics import ragged_offsets
-from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
+from graphhalu.graphs.edges import CumulativeMass, GraphRecipe, Threshold, TopK
 
 
 def chosen_of(rule, importance, row_start=0):
@@ -67,6 +67,23 @@ def test_a_rule_chooses_what_a_loop_chooses(random_attention, rule, slow, argume
         for row in range(len(importance)):
             expected[row, slow(importance, row, row + row_start, argument)] = True
         np.testing.assert_array_equal(chosen_of(rule, importance, row_start), expected)
+
+
+def test_keys_over_layers_are_those_with_the_largest_mean(random_attention):
+    layers = random_attention(np.random.default_rng(11), (5, 13, 13))
+    rows = np.tri(13, k=-1, dtype=bool)
+    found = TopK(3, over_layers=True).choose_pairs(layers[:, rows], ragged_offsets(rows.sum(1)))
+    expected = np.zeros(rows.shape, dtype=bool)
+    for row in range(13):
+        expected[row, slow_top_k(layers.mean(0), row, row, 3)] = True
+    assert not np.array_equal(chosen_of(TopK(3), layers[0]), expected)
+    for of_layer in found:
+        np.testing.assert_array_equal(of_layer, expected[rows])
+
+
+def test_layers_with_edges_of_their_own_share_none():
+    with pytest.raises(UsageError, match='view="multiplex"'):
+        GraphRecipe(edges=TopK(3, over_layers=True), view="stacked")
 
 
 TIE_CASES = [(TopK(53), slow_top_k, 53), (CumulativeMass(0.5), slow_cumulative, 0.5)]

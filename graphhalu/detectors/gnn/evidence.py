@@ -31,7 +31,7 @@ from graphhalu.labels.labels import Level
 from graphhalu.traces.trace import Trace
 
 NEIGHBOURS: Final = 8
-"""Tokens that a token is joined with: those with the most attention, or those before it in the text."""
+"""Tokens before it in the text that a token is joined with where attention plays no part."""
 RELATIONS: Final = ("distance", "from_context", "from_question", "from_answer", "is_same", "is_reversed")
 """What an edge carries beside attention."""
 _KINDS: Final = ((Span.CONTEXT,), (Span.QUESTION, Span.TEMPLATE, Span.SYSTEM, Span.BOS), (Span.ANSWER,))
@@ -51,19 +51,12 @@ def attended(data: Data) -> Pairs:
 
 
 def _by_attention(data: Data) -> Pairs:
-    """Of the strongest keys of each layer those with the most attention in the mean over layers and heads."""
-    by_strength = data.edge_attr.mean(1).argsort(descending=True, stable=True)
-    order = by_strength[data.edge_index[1, by_strength].argsort(stable=True)]
-    rows = data.edge_index[1, order]
-    rank = torch.arange(len(rows)) - torch.searchsorted(rows, rows)
-    kept = order[rank < NEIGHBOURS].sort().values
-    pairs, attention = data.edge_index[:, kept], data.edge_attr[kept]
-    key, query = pairs
+    key, query = pairs = data.edge_index
     is_within = data.is_answer[key] & data.is_answer[query]
     is_source = ~data.is_answer[key] & data.is_readout[query] & (query + 1 < data.num_nodes)
     produced = torch.stack([key, query + 1])
     joined = torch.cat([pairs[:, is_within], produced[:, is_source]], dim=1)
-    return joined, torch.cat([attention[is_within], attention[is_source]])
+    return joined, torch.cat([data.edge_attr[is_within], data.edge_attr[is_source]])
 
 
 def neighbours(data: Data) -> Pairs:
@@ -240,8 +233,7 @@ class EvidenceConfig(TokenNetworkConfig):
     """Blocks of node features; ``hidden`` and ``shift`` are those of two layers, ``heads`` of all. Blocks
     that the traces do not keep are left out."""
     edges_per_row: Annotated[int, Field(ge=1)] = 8
-    """Strongest keys of each query in each layer; of those of all layers the eight with the most attention
-    become edges."""
+    """Keys of each query with the most attention, in the mean over layers and heads, that become edges."""
     n_components: Annotated[int, Field(ge=1)] = 48
     """Principal components, fitted on the training side, that stand for a wide block."""
     hidden_size: Annotated[int, Field(ge=4, multiple_of=4)] = 64
@@ -263,8 +255,8 @@ class EvidenceConfig(TokenNetworkConfig):
 
     @property
     def edges(self) -> EdgeRule:
-        """The strongest keys of each row."""
-        return TopK(self.edges_per_row)
+        """The strongest keys of each row, over all layers."""
+        return TopK(self.edges_per_row, over_layers=True)
 
     def recipe(self, layers: tuple[int, ...], trace: Trace) -> GraphRecipe:
         """How graphs of these layers are built; see the base class."""
