@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import yaml
+
 from graphhalu.core.errors import DataFileError, GraphhaluError
 
 if TYPE_CHECKING:
@@ -242,6 +244,12 @@ def parquet_writer(target: Path | io.BytesIO, schema: "pa.Schema", **options: An
     import pyarrow.parquet as pq
 
     return pq.ParquetWriter(target, schema, write_page_checksum=True, **options)
+
+
+def packaged_table(path: Path) -> Any:
+    """A YAML file of this package; by libyaml where PyYAML has it, ten times as fast."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - both are safe
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> Any:

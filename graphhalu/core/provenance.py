@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
+from graphhalu.core.files import packaged_table
 
-_PACKAGES: Final = yaml.safe_load(Path(__file__).with_name("packages.yaml").read_text(encoding="utf-8"))
+_PACKAGES: Final = packaged_table(Path(__file__).with_name("packages.yaml"))
 _HAS_BFLOAT16: Final = re.compile(r"^(?:flags|Features)\s*:.*\b(?:avx512_bf16|amx_bf16|bf16)\b", re.MULTILINE)
 
 

@@ -10,11 +10,10 @@ from types import new_class
 from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
-import yaml
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
-from graphhalu.core.files import shown
+from graphhalu.core.files import packaged_table, shown
 from graphhalu.core.splits import Split
 from graphhalu.detectors.identity import Identity
 from graphhalu.labels.labels import Labels, Level
@@ -155,7 +154,8 @@ def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _cards() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = packaged_table(CARDS_FILE)
+    return found
 
 
 def class_name(name: str) -> str:

@@ -298,8 +298,8 @@ class Extraction:
         behind: list[list[tuple[Prompt, Answer]]] = []
         for group in of_question.values():
             prompt = group[0][0]
-            saved = (len(group) - 1) * prompt.length if self._can_share else 0
-            if prompt.ran is not None or saved >= SHARED_TOKENS:
+            is_worth_it = (len(group) - 1) * prompt.length >= SHARED_TOKENS
+            if prompt.ran is not None or (is_worth_it and self._can_share):
                 behind.append(group)
             else:
                 alone += group

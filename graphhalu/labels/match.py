@@ -13,14 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
-import yaml
-
+from graphhalu.core.files import packaged_table
 from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.question import without_accents, without_articles
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
 
-WORDS: Final[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text("utf-8"))
+WORDS: Final[dict[str, Any]] = packaged_table(Path(__file__).with_name("words.yaml"))
 """Word lists and patterns of the normal form and of the rule ``match``."""
 
 _PATTERNS: Final = {name: re.compile(pattern) for name, pattern in WORDS["patterns"].items()}

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
+from graphhalu.core.files import packaged_table
 from graphhalu.core.registry import Registry, unknown_name
 
 EMBEDDED: Final = "smollm2"
@@ -126,7 +126,7 @@ def _card(alias: str, wheel: Mapping[str, Any] | None = None, **fields: Any) -> 
     return ModelCard(alias, wheel=source, **fields)
 
 
-_TABLE: Final = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8"))
+_TABLE: Final = packaged_table(Path(__file__).with_name("cards.yaml"))
 MODEL_CARDS: Final[dict[str, ModelCard]] = {alias: _card(alias, **fields) for alias, fields in _TABLE.items()}
 """Known models by alias."""
 

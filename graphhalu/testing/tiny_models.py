@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
-import yaml
 from torch import nn
 
+from graphhalu.core.files import packaged_table
 from graphhalu.core.registry import unknown_name
 from graphhalu.models.quiet import quiet_loading
 
@@ -24,7 +24,7 @@ QUANTIZABLE: Final = {"hidden_size": 192, "intermediate_size": 320}
 """Sizes of a llama that NF4 takes on every processor: rows of whole blocks of 64, 32 at a time."""
 
 
-_TABLE: Final = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_TABLE: Final = packaged_table(Path(__file__).with_suffix(".yaml"))
 TINY_FAMILIES: Final = {
     name: SimpleNamespace(**{"on_interface": True, **family}) for name, family in _TABLE["families"].items()
 }

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-import yaml
 from jaxtyping import Float, Float32, Shaped, UInt16
 
 from graphhalu.core.axes import N_SPANS
+from graphhalu.core.files import packaged_table
 from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.question import category_of
 
@@ -61,7 +61,7 @@ class ArraySpec:
         return self.axes.index(self.ragged_axis)
 
 
-_TABLE: Final = yaml.safe_load(Path(__file__).with_name("arrays.yaml").read_text(encoding="utf-8"))
+_TABLE: Final = packaged_table(Path(__file__).with_name("arrays.yaml"))
 ARRAYS: Final = {
     name: ArraySpec(name, **{**fields, "axes": tuple(fields["axes"])}) for name, fields in _TABLE.items()
 }
