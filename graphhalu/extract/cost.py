@@ -22,8 +22,10 @@ _ASPECT: Final = 128
 _PLAIN: Final = 12
 """Weights of a layer in squares of the channels: 4 in attention, 8 in the feed-forward part."""
 _VOCABULARY: Final = 32_000
-_CHUNK_BYTES: Final = 3 * 8 * 2**20
-"""Rows of attention at a time: scores, weights and a copy of what the recorders ask for."""
+_CHUNK_BYTES: Final = 384 * 2**20
+"""Attention of one layer that a GPU works on at a time; a CPU takes a fiftieth."""
+_CHUNK_COPIES: Final = 3
+"""Scores, weights, and a copy of what the recorders ask for."""
 _LOGIT_ROWS: Final = 64
 """Rows of logits at a time."""
 _PART_TRACES: Final = 64
@@ -238,6 +240,7 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     # states come from the model in its own format before they are packed
     states = max(work.weight_bytes, 2.0) * len(shape.hidden_layers) * length * size.hidden_size
     logit_rows = min(n_rows * work.batch, _LOGIT_ROWS)
+    chunk = _CHUNK_COPIES * min(_CHUNK_BYTES, 4.0 * size.n_heads * n_rows * length * work.batch)
     waiting = 2 * max(raw, min(_PART_TRACES * raw, _PART_BYTES))
     logits = 4.0 * logit_rows * size.vocabulary
     return Cost(
@@ -249,7 +252,7 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
         raw_bytes=raw,
         weights_bytes=size.n_parameters * work.weight_bytes,
         cache_bytes=cache * max(work.weight_bytes, 2.0),
-        replay_bytes=activations + states + _CHUNK_BYTES + logits + waiting,
+        replay_bytes=activations + states + chunk + logits + waiting,
     )
 
 

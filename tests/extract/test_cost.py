@@ -7,6 +7,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from graphhalu.cli.main import run
 from graphhalu.core.errors import UsageError
+from graphhalu.extract.capture import GPU_CHUNK_BYTES
 from graphhalu.extract.cost import SIZES, ModelSize, Workload, assumed_rates, question_cost, question_seconds
 from graphhalu.extract.settings import CaptureSettings
 
@@ -130,6 +131,16 @@ def test_a_search_waits_for_its_weights_where_they_are_slower():
     assert question_seconds(cost, RATES)["generate"] == cost.generate_flops / 2
     slow = {**RATES, "read": 1e-3}
     assert question_seconds(cost, slow)["generate"] == cost.weight_reads / 1e-3
+
+
+def test_memory_counts_the_rows_that_a_gpu_works_on():
+    no_traces, model = CaptureSettings(keep="streams", hidden_layers=()), SIZES["llama2-7b"]
+    small, large = (
+        question_cost(model, Workload(prompt_tokens=n, answer_tokens=0, capture=no_traces, batch=1))
+        for n in (61, 4001)
+    )
+    assert 4 * model.n_heads * 4000 * 4001 > GPU_CHUNK_BYTES
+    assert large.replay_bytes > 3 * GPU_CHUNK_BYTES > small.replay_bytes > 3 * 4 * model.n_heads * 60 * 61
 
 
 def test_time_is_the_sum_of_its_parts():
