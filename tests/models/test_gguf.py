@@ -146,6 +146,20 @@ def test_a_file_is_converted_once(tiny_gguf, cache, monkeypatch):
     assert converted_folder(tiny_gguf) == folder
 
 
+def test_a_conversion_parses_its_file_once(tiny_gguf, monkeypatch):
+    parsed = []
+
+    class Reader(gguf_format.GGUFReader):
+        def __init__(self, path):
+            parsed.append(str(path))
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf_format, "GGUFReader", Reader)
+    converted_folder(tiny_gguf)
+    assert parsed == [str(tiny_gguf)]
+    assert gguf_format.GGUFReader is Reader
+
+
 def test_another_file_of_the_same_name_is_another_folder(tiny_gguf):
     first = converted_folder(tiny_gguf)
     with tiny_gguf.open("ab") as file:
