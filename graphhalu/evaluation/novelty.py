@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial.distance import cdist
 
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.config import Config, validate
@@ -95,7 +96,7 @@ class Novelty(Config):
         scale = _scale(values)
         fitted = LedoitWolf().fit(values / scale)
         precision = fitted.precision_ / np.outer(scale, scale)
-        distance = _mahalanobis(others - values.mean(axis=0), precision)
+        distance = cdist(others, values.mean(axis=0)[None], "mahalanobis", VI=precision)[:, 0]
         limit = float(np.quantile(distance, 1 - FALSE_ALARMS))
         kinds = {_kind(trace) for trace in train}
         return cls(
@@ -109,7 +110,8 @@ class Novelty(Config):
 
     def distance(self, trace: Trace) -> float:
         """How far an answer is from the training answers, in standard deviations; NaN if that is unknown."""
-        return float(_mahalanobis(numbers_of(trace)[None] - self.centre, np.array(self.precision))[0])
+        found = cdist(numbers_of(trace)[None], [self.centre], "mahalanobis", VI=np.array(self.precision))
+        return float(found[0, 0])
 
     def warnings(self, trace: Trace) -> tuple[str, ...]:
         """What speaks against trusting the score of an answer, each in one sentence."""
@@ -170,10 +172,3 @@ def _scale(values: Float[np.ndarray, "answer number"]) -> Float[np.ndarray, "num
     """Standard deviations; 1 for a number that is the same in every answer."""
     found = values.std(axis=0)
     return np.where(found > 1e-9 * (1 + np.abs(values).max(axis=0)), found, 1.0)
-
-
-def _mahalanobis(
-    away: Float[np.ndarray, "answer number"], precision: Float[np.ndarray, "number number"]
-) -> Float[np.ndarray, "answer"]:
-    # scipy's takes half a second to import, which a single score would wait for
-    return np.sqrt(np.einsum("ai,ij,aj->a", away, precision, away))

@@ -37,6 +37,7 @@ from graphhalu.extract.hooks import (
     find_attention_modules,
     values_are_read,
 )
+from graphhalu.extract.settings import GPU_CHUNK_BYTES
 from graphhalu.models.attention import attention_implementation, is_on_interface
 
 CAPTURE_NAME: Final = "graphhalu_capture"
@@ -44,9 +45,6 @@ CHUNK_BYTES: Final = 8 * 2**20
 """Attention weights (float32) that exist at a time on a CPU: enough to keep the cores busy, and little
 enough that they are still in the cache when they are reduced. Masks of all chunks together are kept
 for the next layers if they are no larger than this."""
-
-GPU_CHUNK_BYTES: Final = 384 * 2**20
-"""The same on a GPU, which wants few launches a layer."""
 
 
 _Attend = Callable[..., tuple[Tensor, Tensor]]

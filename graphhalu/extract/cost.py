@@ -14,7 +14,7 @@ from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.core.provenance import bfloat16_hint
 from graphhalu.core.registry import unknown_name
-from graphhalu.extract.settings import CaptureSettings, GenerationSettings, trace_shape
+from graphhalu.extract.settings import GPU_CHUNK_BYTES, CaptureSettings, GenerationSettings, trace_shape
 from graphhalu.traces.disk import estimate_bytes
 
 _ASPECT: Final = 128
@@ -22,8 +22,6 @@ _ASPECT: Final = 128
 _PLAIN: Final = 12
 """Weights of a layer in squares of the channels: 4 in attention, 8 in the feed-forward part."""
 _VOCABULARY: Final = 32_000
-_CHUNK_BYTES: Final = 384 * 2**20
-"""Attention of one layer that a GPU works on at a time; a CPU takes a fiftieth."""
 _CHUNK_COPIES: Final = 3
 """Scores, weights, and a copy of what the recorders ask for."""
 _LOGIT_ROWS: Final = 64
@@ -240,7 +238,7 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     # states come from the model in its own format before they are packed
     states = max(work.weight_bytes, 2.0) * len(shape.hidden_layers) * length * size.hidden_size
     logit_rows = min(n_rows * work.batch, _LOGIT_ROWS)
-    chunk = _CHUNK_COPIES * min(_CHUNK_BYTES, 4.0 * size.n_heads * n_rows * length * work.batch)
+    chunk = _CHUNK_COPIES * min(GPU_CHUNK_BYTES, 4.0 * size.n_heads * n_rows * length * work.batch)
     waiting = 2 * max(raw, min(_PART_TRACES * raw, _PART_BYTES))
     logits = 4.0 * logit_rows * size.vocabulary
     return Cost(

@@ -1,13 +1,16 @@
 """Configuration of an extraction."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.models.cards import ModelSpec
+
+GPU_CHUNK_BYTES: Final = 384 * 2**20
+"""Attention weights (float32) of a layer that exist at a time on a GPU, which wants few launches a layer."""
 
 
 class DatasetSettings(Config):

@@ -149,11 +149,10 @@ def node_features(source: LayerBlock, blocks: Sequence[str], *, is_multiplex: bo
     if not blocks:
         raise UsageError(f"a graph needs at least one block of node features: {', '.join(NODE_BLOCKS)}")
     check_blocks(blocks)
-    found = [_named(_block(source, name), name, len(source.layers)) for name in blocks]
+    named = [(name, _block(source, name)) for name in blocks]
     if len(source.block.row_token) < int(source.block.tokens.offsets[-1]):
-        found.append(_named(row_block(source), "row", len(source.layers)))
-    for each in found:
-        _check_finite(each, source)
+        named.append(("row", row_block(source)))
+    found = [_checked(source, name, block) for name, block in named]
     if not is_multiplex:
         return NodeBlock(np.concatenate([each.values for each in found], axis=-1), _columns(found))
     # what is the same for all layers stands once, before what each layer has of its own
@@ -408,29 +407,26 @@ def _head_names(what: str, n_heads: int) -> tuple[str, ...]:
     return tuple(f"{what}_head{head}" for head in range(n_heads))
 
 
-def _named(found: NodeBlock, name: str, n_layers: int) -> NodeBlock:
-    """The block in float32, seen from every layer, with columns named ``name.column``."""
-    values = found.values.astype(np.float32, copy=False)
-    wide = np.broadcast_to(values, (n_layers, *values.shape[1:]))
-    return NodeBlock(wide, tuple(f"{name}.{column}" for column in found.names), found.is_of_layer)
+def _checked(source: LayerBlock, name: str, block: NodeBlock) -> NodeBlock:
+    """The block in float32, finite, seen from every layer, with columns named ``name.column``."""
+    values = block.values.astype(np.float32, copy=False)
+    names = tuple(f"{name}.{column}" for column in block.names)
+    is_finite = np.isfinite(values)
+    if not is_finite.all():
+        place, token, column = np.argwhere(~is_finite)[0].tolist()
+        record = source.block.records[int(source.block.tokens.trace[token])]
+        raise NonFiniteError(
+            f"trace {record.trace_id!r}, layer {source.layers[place]}: expected finite node features, "
+            f"got {values[place, token, column]} in {names[column]} at token "
+            f"{int(source.block.tokens.position[token])}\n"
+            f"  Extract the trace again, or leave this block out"
+        )
+    wide = np.broadcast_to(values, (len(source.layers), *values.shape[1:]))
+    return NodeBlock(wide, names, block.is_of_layer)
 
 
 def _columns(blocks: Sequence[NodeBlock]) -> tuple[str, ...]:
     return tuple(name for block in blocks for name in block.names)
-
-
-def _check_finite(found: NodeBlock, source: LayerBlock) -> None:
-    is_finite = np.isfinite(found.values if found.is_of_layer else found.values[:1])
-    if is_finite.all():
-        return
-    place, token, column = np.argwhere(~is_finite)[0].tolist()
-    record = source.block.records[int(source.block.tokens.trace[token])]
-    raise NonFiniteError(
-        f"trace {record.trace_id!r}, layer {source.layers[place]}: expected finite node features, "
-        f"got {found.values[place, token, column]} in {found.names[column]} at token "
-        f"{int(source.block.tokens.position[token])}\n"
-        f"  Extract the trace again, or leave this block out"
-    )
 
 
 def to_float32(values: Shaped[np.ndarray, "*axes"]) -> Float32[np.ndarray, "*axes"]:

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _MAGIC: Final = b"GGUF"
 _DONE: Final = "graphhalu_source.sha256"
 _PARSING: Final = threading.Lock()
+"""Held while names of another module and the error stream are replaced, which every thread sees."""
 
 
 def cache_folder() -> Path:
@@ -151,7 +152,7 @@ def _convert(gguf: Path, folder: Path, digest: str) -> None:
     for left_over in (partial, folder):
         shutil.rmtree(left_over, ignore_errors=True)
     try:
-        with quiet_conversion(), _parsed_once():
+        with _parsed_once(), quiet_conversion():
             model, tokenizer = _read(gguf)
             _save(model, tokenizer, partial)
         (partial / _DONE).write_text(f"{digest}\n", encoding="utf-8")

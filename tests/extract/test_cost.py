@@ -7,9 +7,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from graphhalu.cli.main import run
 from graphhalu.core.errors import UsageError
-from graphhalu.extract.capture import GPU_CHUNK_BYTES
 from graphhalu.extract.cost import SIZES, ModelSize, Workload, assumed_rates, question_cost, question_seconds
-from graphhalu.extract.settings import CaptureSettings
+from graphhalu.extract.settings import GPU_CHUNK_BYTES, CaptureSettings
 
 TINY = ModelSize(3, 20, 5, 1, 4, 23, 31)
 RATES = {"generate": 2.0, "replay": 3.0, "pairs": 5.0, "read": 7.0, "store": 11.0}
