@@ -136,9 +136,7 @@ class Decoder:
             Logits after the last prompt token.
         """
         self.begin(Cache(layer_class_to_replicate=GrowingLayer), is_token)
-        # a place and not a number of rows, whose cut would be multiplied one sequence after the other
-        last = torch.tensor([token_ids.shape[1] - 1], device=token_ids.device)
-        output = self._forward(token_ids, is_token.long(), self.positions.clamp(min=0), logits_to_keep=last)
+        output = self._forward(token_ids, is_token.long(), self.positions.clamp(min=0), logits_to_keep=1)
         return output.logits[:, -1]
 
     def begin(self, cache: Cache, is_token: Bool[Tensor, "question token"]) -> None:
