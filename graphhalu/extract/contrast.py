@@ -4,12 +4,12 @@ Both are read from hidden states as they are stored, so that anybody can compute
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt16
 from torch import Tensor, nn
 
 from graphhalu.core.errors import UsageError
@@ -110,61 +110,87 @@ class Contrast:
         self.head, self.layers = OutputHead(model), shape.hidden_layers
         self.last = shape.hidden_layers.index(shape.n_layers)
 
-    def compared(self, sequence: TokenSequence, kept: Replayed, without: Replayed | None) -> Replayed:
-        """The replay with the arrays of :data:`~graphhalu.traces.schema.CONTRAST`.
+    def compared(self, replays: Sequence[tuple[TokenSequence, Replayed, Replayed | None]]) -> list[Replayed]:
+        """Replays of some answers with the arrays of :data:`~graphhalu.traces.schema.CONTRAST`.
+
+        The rows of all answers meet the output matrix together: a product takes as long for a few.
 
         Args:
-            sequence: Prompt and answer; its rows are those of the answer.
-            kept: Its replay.
-            without: That of the same answer behind a prompt without context; ``None`` if there is no context.
+            replays: Prompt and answer, whose rows are those of the answer; its replay; and that of the
+                same answer behind a prompt without context, or ``None`` if there is no context.
         """
-        failed = next((each for each in (kept, without) if each is not None and each.failure), None)
-        if failed is not None:
-            return failed
-        hidden = kept.arrays.get("hidden_rows")
-        bits = kept.arrays["hidden"][:, sequence.row_start :] if hidden is None else hidden
-        states = from_bfloat16_bits(bits)
-        n_prompt, n_tokens = sequence.prompt_length, sequence.length
-        ranks = np.full((len(self.layers), n_tokens), -1, dtype=np.int32)
-        ranks[:, n_prompt:] = self._ranks(states[:, :-1], sequence.token_ids[n_prompt:])
-        other = to_bfloat16_bits(np.full_like(states, np.nan))
-        found = {name: np.full(n_tokens, np.nan, dtype=np.float32) for name in _OF_TOKENS}
-        if without is not None:
-            other = without.arrays["hidden_rows"]
+        failed = [next((each for each in pair if each and each.failure), None) for _, *pair in replays]
+        fine = [each for each, failure in zip(replays, failed, strict=True) if failure is None]
+        made = iter(self._compared(fine)) if fine else iter(())
+        return [failure or next(made) for failure in failed]
+
+    def _compared(
+        self, replays: Sequence[tuple[TokenSequence, Replayed, Replayed | None]]
+    ) -> Iterator[Replayed]:
+        """The same for replays that did not fail."""
+        bits = [_answer_rows(sequence, kept) for sequence, kept, _ in replays]
+        answers = [sequence.token_ids[sequence.prompt_length :] for sequence, _, _ in replays]
+        ends = np.cumsum([*map(len, answers)])
+        ranks = np.split(self._ranks(bits, np.concatenate(answers)), ends[:-1], axis=1)
+        both = [
+            (own, each.arrays["hidden_rows"]) for own, (*_, each) in zip(bits, replays, strict=True) if each
+        ]
+        means = [self._mean_embedding([pair[side][self.last] for pair in both]) for side in (0, 1) if both]
+        shift = ((means[0] - means[1]) ** 2).sum(1).cpu().numpy() if both else np.zeros(0)
+        for (sequence, kept, without), own, of_answer in zip(replays, bits, ranks, strict=True):
+            n_prompt, n_tokens = sequence.prompt_length, sequence.length
             n_answer = n_tokens - n_prompt
-            found["contrast_logprob"][n_prompt:] = without.arrays["token_logprob"][-n_answer:]
-            found["contrast_entropy"][n_prompt:] = without.arrays["token_entropy"][-n_answer:]
-            last = from_bfloat16_bits(other[self.last])
-            found["output_shift"][n_prompt:] = self._shift(states[self.last, :-1], last[:-1])
-        return kept._replace(arrays={**kept.arrays, **found, "lens_rank": ranks, "contrast_hidden": other})
+            lens_rank = np.full((len(self.layers), n_tokens), -1, dtype=np.int32)
+            lens_rank[:, n_prompt:] = of_answer
+            found = {name: np.full(n_tokens, np.nan, dtype=np.float32) for name in _OF_TOKENS}
+            other = np.full_like(own, _NO_VALUE)
+            if without is not None:
+                other = without.arrays["hidden_rows"]
+                found["contrast_logprob"][n_prompt:] = without.arrays["token_logprob"][-n_answer:]
+                found["contrast_entropy"][n_prompt:] = without.arrays["token_entropy"][-n_answer:]
+                found["output_shift"][n_prompt:], shift = shift[:n_answer], shift[n_answer:]
+            arrays = {**kept.arrays, **found, "lens_rank": lens_rank, "contrast_hidden": other}
+            yield kept._replace(arrays=arrays)
 
     def _ranks(
-        self, states: Float[np.ndarray, "hidden_layer row feature"], token_ids: Int[np.ndarray, "row"]
+        self, bits: Sequence[UInt16[np.ndarray, "hidden_layer _ feature"]], token_ids: Int[np.ndarray, "row"]
     ) -> Int[np.ndarray, "hidden_layer row"]:
-        """How many tokens each layer ranks above the one that comes."""
+        """How many tokens each layer ranks above the one that comes, for the rows of all answers."""
         return np.stack(
             [
-                _places(self.head.logits(of_layer, is_last=place == self.last), token_ids)
-                for place, of_layer in enumerate(states)
+                _places(self.head.logits(_before_tokens(of_layer), is_last=place == self.last), token_ids)
+                for place, of_layer in enumerate(zip(*bits, strict=True))
             ]
         )
 
-    def _shift(
-        self, one: Float[np.ndarray, "row feature"], other: Float[np.ndarray, "row feature"]
-    ) -> Float[np.ndarray, "row"]:
-        """Squared maximum mean discrepancy of two output distributions, with cosine as their kernel."""
-        means = [self._mean_embedding(states) for states in (one, other)]
-        return ((means[0] - means[1]) ** 2).sum(1).cpu().numpy()
-
-    def _mean_embedding(self, states: Float[np.ndarray, "row feature"]) -> Float[Tensor, "row feature"]:
+    def _mean_embedding(
+        self, bits: Sequence[UInt16[np.ndarray, "_ feature"]]
+    ) -> Float[Tensor, "row feature"]:
+        """Embedding of the token that comes, in the mean over the likeliest ones; rows of all answers."""
         means = []
-        for logits in self.head.logits(states, is_last=True):
+        for logits in self.head.logits(_before_tokens(bits), is_last=True):
             top = logits.topk(min(LIKELIEST, logits.shape[1]), dim=1)
             weights = torch.softmax(top.values, dim=1)
-            means.append((weights[:, None] @ self.head.embeddings[top.indices])[:, 0])
+            means.append(
+                nn.functional.embedding_bag(
+                    top.indices, self.head.embeddings, per_sample_weights=weights, mode="sum"
+                )
+            )
         return torch.cat(means)
 
 
+def _answer_rows(sequence: TokenSequence, kept: Replayed) -> UInt16[np.ndarray, "hidden_layer row feature"]:
+    """Stored hidden states of the rows of an answer, as bits of bfloat16."""
+    hidden = kept.arrays.get("hidden_rows")
+    return kept.arrays["hidden"][:, sequence.row_start :] if hidden is None else hidden
+
+
+def _before_tokens(bits: Sequence[UInt16[np.ndarray, "_ feature"]]) -> Float[np.ndarray, "row feature"]:
+    """Hidden states from which the tokens of some answers come: all rows of each but its last."""
+    return from_bfloat16_bits(np.concatenate([each[:-1] for each in bits]))
+
+
+_NO_VALUE: Final = to_bfloat16_bits(np.full(1, np.nan, dtype=np.float32))[0]
 _OF_TOKENS: Final = ("contrast_logprob", "contrast_entropy", "output_shift")
 
 

@@ -343,10 +343,8 @@ class Extraction:
             compared = [place for place, (prompt, _) in enumerate(group) if prompt.bare is not None]
             again = self._without_context([group[place] for place in compared])
             without = dict(zip(compared, again, strict=True))
-            results = [
-                self.contrast.compared(sequence, result, without.get(place))
-                for place, (sequence, result) in enumerate(zip(sequences, results, strict=True))
-            ]
+            others = map(without.get, range(len(group)))
+            results = self.contrast.compared([*zip(sequences, results, others, strict=True)])
         for (prompt, answer), sequence, result in zip(group, sequences, results, strict=True):
             yield trace_record(prompt, answer, sequence, result), result
 
