@@ -69,12 +69,12 @@ from graphhalu.scoring.explain import Explanation
 from graphhalu.scoring.hub import pull, push
 from graphhalu.scoring.ready import (
     API_KEY,
-    DEFAULT_READY,
     LOOPBACK,
     ServeConfig,
     read_card,
     ready_folder,
     ready_names,
+    ready_of_answers,
     ready_of_tokens,
 )
 from graphhalu.scoring.scorer import AnswerScorer, load_detector
@@ -127,7 +127,6 @@ __all__ = [
     "CLAIMS_FILE",
     "DATASETS",
     "DEFAULT_DETECTORS",
-    "DEFAULT_READY",
     "DETECTORS",
     "FEATURES",
     "FEATURE_COLUMNS",
@@ -253,6 +252,7 @@ __all__ = [
     "read_yaml",
     "ready_folder",
     "ready_names",
+    "ready_of_answers",
     "ready_of_tokens",
     "require_dataset",
     "require_system",

@@ -109,12 +109,12 @@ def read_columns(text: str) -> dict[str, str]:
 def chosen_scorer(
     detector: str | None, where: Mapping[str, Any], detector_class: str | None = None
 ) -> "library.AnswerScorer":
-    """The detector that is named, or the newest one, or a ready one; says which it is.
+    """The detector that is named, or the newest one, or the model's ready one; says which it is.
 
     Raises:
         UsageError: If there is none.
     """
-    run: Path | str = detector or newest_run(detector_class) or library.DEFAULT_READY
+    run: Path | str = detector or newest_run(detector_class) or library.ready_of_answers(where["name"])
     scorer = library.load_detector(run, detector_class=detector_class, **where)
     fallback = f"{run}-likelihood"
     if where["name"] is not None and fallback in library.ready_names():

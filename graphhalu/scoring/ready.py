@@ -12,7 +12,7 @@ from graphhalu.core.registry import unknown_name
 READY: Final = Path(__file__).with_name("ready_detectors")
 """A folder for each, named MODEL-KIND; the detector of answers of a model is MODEL alone."""
 DEFAULT_READY: Final = "smollm2"
-"""What scores where no other detector is named or trained."""
+"""What scores where no other detector is named or trained, and the model has none of its own."""
 CARD_FILE: Final = "card.json"
 
 
@@ -30,6 +30,11 @@ def ready_folder(name: str) -> Path:
     if name not in ready_names():
         raise unknown_name("ready detector", name, ready_names())
     return READY / name
+
+
+def ready_of_answers(model: str | None) -> str:
+    """Name of the ready detector of answers of a model, or of the embedded model if it has none."""
+    return model if model in ready_names() else DEFAULT_READY
 
 
 def ready_of_tokens(model: str | None) -> str | None:
