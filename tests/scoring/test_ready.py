@@ -1,4 +1,4 @@
-"""Detectors that ship: each is small, says what it was trained on and how well it does, and is found by its model."""
+"""Detectors that ship: small, with a card of their training and figures, and found by their model."""
 
 import pytest
 
