@@ -4,34 +4,123 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Final
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.exceptions import HTTPException
 
 from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.datasets.question import Question
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.live import LIVE_ARRAYS, LiveAnswer, LiveBatch
 from graphhalu.scoring.asked import AnswerScore
-from graphhalu.scoring.jobs import (
-    EndEvent,
-    Failure,
-    Growing,
-    Job,
-    QueueFullError,
-    ScoredEvent,
-    TokenEvent,
-    verdict,
-)
 from graphhalu.scoring.ready import ServeConfig
 from graphhalu.scoring.scorer import AnswerScorer
-from graphhalu.scoring.stream import LiveScores
+from graphhalu.scoring.stream import LiveScores, ScoredToken, TextStream
+from graphhalu.traces.trace import Trace
 
 _log = logging.getLogger(__name__)
 SCORED_TOGETHER: Final = 32
 """Given answers that are scored at a time, so that growing ones do not wait long."""
+
+
+class EndEvent(NamedTuple):
+    """The end of an answer.
+
+    Attributes:
+        reason: ``stop`` or ``length``.
+        score: Of the whole answer.
+        n_prompt: Tokens of the prompt.
+        n_answer: Tokens of the answer.
+    """
+
+    reason: str
+    score: AnswerScore
+    n_prompt: int
+    n_answer: int
+
+
+@dataclass(eq=False)
+class Job:
+    """A request.
+
+    Attributes:
+        questions: One to answer, or several with given answers to score.
+        deliver: Called in the engine's thread with each :class:`ScoredToken` of an answer and then with its
+            :class:`EndEvent`, or once with the scores of given answers, each with its tokens; with an
+            ``HTTPException`` if it fails.
+        deadline: When it is given up, in the time of ``time.monotonic``.
+        prompt: Fields of the prompt's settings that differ from the training.
+        settings: Of the answer; see :class:`graphhalu.extract.live.LiveAnswer`.
+        stop: Texts that end the answer; they are cut off.
+        wants_attention: Whether tokens name what they attend to.
+        is_cancelled: Set by anybody when nobody waits for it any more.
+    """
+
+    questions: Sequence[Question]
+    deliver: Callable[[Any], None]
+    deadline: float
+    prompt: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    wants_attention: bool = False
+    is_cancelled: bool = False
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether answers are given."""
+        return bool(self.questions[0].given)
+
+
+class Growing:
+    """A job whose answer is being written.
+
+    Args:
+        job: The request.
+        answer: Its answer.
+        tokenizer: That of the model.
+    """
+
+    def __init__(self, job: Job, answer: LiveAnswer, tokenizer: Any) -> None:
+        self.job, self.answer = job, answer
+        self.texts, self.held = TextStream(tokenizer), list[ScoredToken]()
+        self.n_seen = self.n_delivered = 0
+
+    def add(self, event: ScoredToken) -> bool:
+        """Hand out what cannot be the beginning of a stop text; true if the answer ends here."""
+        self.held.append(event)
+        text = "".join(each.text for each in self.held)
+        found = [text.find(stop) for stop in self.job.stop if stop in text]
+        if found:
+            rest = self._release(min(found))
+            if rest and self.held:
+                self._deliver(self.held[0]._replace(text=self.held[0].text[:rest]))
+            self.held.clear()
+            return True
+        self._release(len(text) - max((_overlap(text, stop) for stop in self.job.stop), default=0))
+        return False
+
+    def flush(self) -> None:
+        """Hand out what was held back."""
+        self._release(sum(len(each.text) for each in self.held))
+
+    def _release(self, n_characters: int) -> int:
+        """Hand out tokens that lie within the first characters of what is held; gives the characters left."""
+        while self.held and len(self.held[0].text) <= n_characters:
+            n_characters -= len(self.held[0].text)
+            self._deliver(self.held.pop(0))
+        return n_characters
+
+    def _deliver(self, event: ScoredToken) -> None:
+        self.n_delivered += 1
+        self.job.deliver(event)
 
 
 class Engine:
@@ -110,12 +199,13 @@ class Engine:
         """Queue a job.
 
         Raises:
-            QueueFullError: If too many wait.
+            HTTPException: If too many wait; says when to try again.
         """
         with self._wake:
             if len(self.waiting) >= self.config.queue_size:
                 ahead = len(self.waiting) / self.config.max_batch
-                raise QueueFullError(max(1, min(60, round(ahead * self._seconds))))
+                seconds = max(1, min(60, round(ahead * self._seconds)))
+                raise HTTPException(429, "the queue is full", {"Retry-After": str(seconds)})
             self.waiting.append(job)
             self._wake.notify_all()
 
@@ -136,7 +226,7 @@ class Engine:
 
     def _fail(self, job: Job, status: int, message: str) -> None:
         self.n_failures.labels(str(status)).inc()
-        job.deliver(Failure(status, message))
+        job.deliver(HTTPException(status, message))
 
     def _fail_all(self, error: Exception) -> None:
         """A fault in a pass of the model ends what takes part in it, and nothing else."""
@@ -182,7 +272,7 @@ class Engine:
         self._leave()
         try:
             found = self.scorer.score_many([question for job in jobs for question in job.questions])
-            tokens = self._token_events(found)
+            pairs = iter(zip(found, self._given_tokens(found), strict=True))
         except Exception as error:  # noqa: BLE001 - of a plug-in, or of one request
             _log.exception("scoring failed")
             known = isinstance(error, GraphhaluError)
@@ -190,31 +280,24 @@ class Engine:
             for job in jobs:
                 self._fail(job, 500, message)
             return
-        place = 0
         for job in jobs:
-            chosen = slice(place, place + len(job.questions))
-            place = chosen.stop
-            for score in found[chosen]:
+            scored = list(islice(pairs, len(job.questions)))
+            for score, _ in scored:
                 self._count("given", score)
-            job.deliver(ScoredEvent(found[chosen], tokens[chosen]))
+            job.deliver(scored)
 
-    def _token_events(self, scores: Sequence[AnswerScore]) -> list[list[TokenEvent]]:
+    def _given_tokens(self, scores: Sequence[AnswerScore]) -> list[list[ScoredToken]]:
         """Scores of the tokens of given answers, where there is a detector of tokens."""
-        traced = [score.trace for score in scores if score.trace is not None and score.failure is None]
-        if self.token_scorer is None or not traced:
+        of_scores = [score.trace if score.failure is None else None for score in scores]
+        traces = [trace for trace in of_scores if trace is not None]
+        if self.token_scorer is None or not traces:
             return [[] for _ in scores]
-        values = iter(self.token_scorer.values(traced).by_trace())
-        return [
-            []
-            if score.trace is None or score.failure is not None
-            else [
-                TokenEvent(text, *self._chance(float(value)), [])
-                for text, value in zip(
-                    score.trace.tokens[score.trace.prompt_length :], next(values), strict=True
-                )
-            ]
-            for score in scores
-        ]
+        values = iter(self.token_scorer.values(traces).by_trace())
+        return [[] if trace is None else self._tokens(trace, next(values)) for trace in of_scores]
+
+    def _tokens(self, trace: Trace, values: Float[np.ndarray, "_"]) -> list[ScoredToken]:
+        texts = zip(trace.tokens[trace.prompt_length :], values.tolist(), strict=True)
+        return [ScoredToken(text, None, *self._chance(value)) for text, value in texts]
 
     def _admit(self) -> None:
         """Begin the answers that there is room for."""
@@ -279,8 +362,9 @@ class Engine:
             attended = (
                 self._attended(answer) if growing.job.wants_attention and self.batch.recorder.arrays else []
             )
-            text = growing.texts.add(answer.token_ids[-1])
-            is_stopped = growing.add(TokenEvent(text, *self._chance(score), attended))
+            token_id = answer.token_ids[-1]
+            text = growing.texts.add(token_id)
+            is_stopped = growing.add(ScoredToken(text, token_id, *self._chance(score), attended=attended))
         if answer.end is None and not is_stopped:
             return
         growing.flush()
@@ -319,3 +403,15 @@ class Engine:
     def _leave(self) -> None:
         self._session.close()
         self._is_open = False
+
+
+def verdict(score: AnswerScore) -> str | None:
+    """The verdict in words; ``None`` without one."""
+    if score.is_hallucinated is None:
+        return None
+    return "hallucinated" if score.is_hallucinated else "not hallucinated"
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of a text with which a stop text may begin."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
