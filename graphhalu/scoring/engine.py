@@ -22,7 +22,7 @@ from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.live import LIVE_ARRAYS, LiveAnswer, LiveBatch
 from graphhalu.scoring.asked import AnswerScore
 from graphhalu.scoring.ready import ServeConfig
-from graphhalu.scoring.scorer import AnswerScorer
+from graphhalu.scoring.scorer import AnswerScorer, asked_prompt
 from graphhalu.scoring.stream import LiveScores, ScoredToken, TextStream
 from graphhalu.traces.trace import Trace
 
@@ -62,6 +62,11 @@ class Job:
         stop: Texts that end the answer; they are cut off.
         wants_attention: Whether tokens name what they attend to.
         is_cancelled: Set by anybody when nobody waits for it any more.
+        answer: What is being written, once it has begun.
+        texts: The text of its tokens.
+        held: Its tokens that may be the beginning of a stop text.
+        n_seen: Its tokens that the engine has looked at.
+        n_delivered: Its tokens that were handed out.
     """
 
     questions: Sequence[Question]
@@ -72,39 +77,29 @@ class Job:
     stop: tuple[str, ...] = ()
     wants_attention: bool = False
     is_cancelled: bool = False
+    answer: LiveAnswer = field(init=False)
+    texts: TextStream = field(init=False)
+    held: list[ScoredToken] = field(default_factory=list)
+    n_seen: int = 0
+    n_delivered: int = 0
 
     @property
     def is_scoring(self) -> bool:
         """Whether answers are given."""
         return bool(self.questions[0].given)
 
-
-class Growing:
-    """A job whose answer is being written.
-
-    Args:
-        job: The request.
-        answer: Its answer.
-        tokenizer: That of the model.
-    """
-
-    def __init__(self, job: Job, answer: LiveAnswer, tokenizer: Any) -> None:
-        self.job, self.answer = job, answer
-        self.texts, self.held = TextStream(tokenizer), list[ScoredToken]()
-        self.n_seen = self.n_delivered = 0
-
     def add(self, event: ScoredToken) -> bool:
         """Hand out what cannot be the beginning of a stop text; true if the answer ends here."""
         self.held.append(event)
         text = "".join(each.text for each in self.held)
-        found = [text.find(stop) for stop in self.job.stop if stop in text]
+        found = [text.find(stop) for stop in self.stop if stop in text]
         if found:
             rest = self._release(min(found))
             if rest and self.held:
                 self._deliver(self.held[0]._replace(text=self.held[0].text[:rest]))
             self.held.clear()
             return True
-        self._release(len(text) - max((_overlap(text, stop) for stop in self.job.stop), default=0))
+        self._release(len(text) - max((_overlap(text, stop) for stop in self.stop), default=0))
         return False
 
     def flush(self) -> None:
@@ -120,7 +115,7 @@ class Growing:
 
     def _deliver(self, event: ScoredToken) -> None:
         self.n_delivered += 1
-        self.job.deliver(event)
+        self.deliver(event)
 
 
 class Engine:
@@ -145,7 +140,7 @@ class Engine:
         self.tokens = None if token_scorer is None else LiveScores(token_scorer, self.extraction)
         kept = {*self.answers.arrays, *(self.tokens.arrays if self.tokens else ())}
         self.batch = LiveBatch(self.extraction, [name for name in LIVE_ARRAYS if name in kept])
-        self.growing: list[Growing] = []
+        self.growing: list[Job] = []
         self.waiting: deque[Job] = deque()
         self._wake, self._session = threading.Condition(), ExitStack()
         self._is_open, self._is_closed = False, False
@@ -186,7 +181,7 @@ class Engine:
             self._wake.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout=60)
-        for job in (*self.waiting, *(each.job for each in self.growing)):
+        for job in (*self.waiting, *self.growing):
             self._fail(job, 503, "the server is shutting down")
         self.waiting.clear()
 
@@ -236,7 +231,7 @@ class Engine:
         self.batch.clear()
         status = 503 if isinstance(error, torch.OutOfMemoryError | MemoryError) else 500
         for each in growing:
-            self._fail(each.job, status, "the model failed; the fault is in the server's log")
+            self._fail(each, status, "the model failed; the fault is in the server's log")
 
     def _drop_stale(self) -> None:
         """Let jobs go that nobody waits for, and give up those that are late."""
@@ -245,11 +240,11 @@ class Engine:
             late = [job for job in self.waiting if job.is_cancelled or job.deadline < now]
             for job in late:
                 self.waiting.remove(job)
-        gone = [each for each in self.growing if each.job.is_cancelled or each.job.deadline < now]
+        gone = [each for each in self.growing if each.is_cancelled or each.deadline < now]
         if gone:
             self.batch.drop([each.answer for each in gone])
             self.growing = [each for each in self.growing if each not in gone]
-        for job in (*late, *(each.job for each in gone)):
+        for job in (*late, *gone):
             if not job.is_cancelled:
                 self._fail(job, 504, f"not done within {self.config.timeout_s:g} seconds")
 
@@ -302,29 +297,27 @@ class Engine:
     def _admit(self) -> None:
         """Begin the answers that there is room for."""
         jobs = self._taken(self.config.max_batch - len(self.growing), is_scoring=False)
-        new: list[Growing] = []
+        new: list[Job] = []
         for job in jobs:
             try:
-                answer = self._begun(job)
+                self._begin(job)
             except GraphhaluError as error:
                 self._fail(job, 400, str(error))
             except Exception:  # noqa: BLE001 - what a chat template or tokenizer raises
                 _log.exception("a prompt failed")
                 self._fail(job, 400, "the prompt cannot be read")
             else:
-                new.append(Growing(job, answer, self.tokenizer))
+                new.append(job)
         if not new:
             return
         self._enter()
         self.growing += new
         self.batch.add([each.answer for each in new])
 
-    def _begun(self, job: Job) -> LiveAnswer:
+    def _begin(self, job: Job) -> None:
         (question,) = job.questions
         extraction = self._extraction(**job.prompt) if job.prompt else self.extraction
-        prompt = extraction.prompt(question)
-        if prompt.failures:
-            raise UsageError(prompt.failures[0])
+        prompt = asked_prompt(extraction, question)
         limit = min(
             self.config.max_total_tokens, extraction.loaded.max_positions or self.config.max_total_tokens
         )
@@ -332,7 +325,8 @@ class Engine:
         if room < 1:
             raise UsageError(f"the prompt has {prompt.length} tokens; at most {limit - 1} are taken")
         settings = {"max_new_tokens": self.config.max_new_tokens, **job.settings}
-        return LiveAnswer(prompt, **{**settings, "max_new_tokens": min(settings["max_new_tokens"], room)})
+        settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
+        job.answer, job.texts = LiveAnswer(prompt, **settings), TextStream(self.tokenizer)
 
     def _step(self) -> None:
         """Write one token of every answer."""
@@ -349,38 +343,36 @@ class Engine:
                 _log.exception("a score failed")
                 self.growing.remove(each)
                 self.batch.drop([each.answer])
-                self._fail(each.job, 500, "scoring failed; the fault is in the server's log")
+                self._fail(each, 500, "scoring failed; the fault is in the server's log")
 
-    def _advance(self, growing: Growing) -> None:
+    def _advance(self, job: Job) -> None:
         """Hand out the newest token of an answer, and its end."""
-        answer = growing.answer
+        answer = job.answer
         is_stopped = False
-        if len(answer.token_ids) > growing.n_seen:
-            growing.n_seen = len(answer.token_ids)
+        if len(answer.token_ids) > job.n_seen:
+            job.n_seen = len(answer.token_ids)
             self.n_tokens.inc()
             score = None if self.tokens is None else self.tokens.newest(answer)
-            attended = (
-                self._attended(answer) if growing.job.wants_attention and self.batch.recorder.arrays else []
-            )
+            attended = self._attended(answer) if job.wants_attention and self.batch.recorder.arrays else []
             token_id = answer.token_ids[-1]
-            text = growing.texts.add(token_id)
-            is_stopped = growing.add(ScoredToken(text, token_id, *self._chance(score), attended=attended))
+            text = job.texts.add(token_id)
+            is_stopped = job.add(ScoredToken(text, token_id, *self._chance(score), attended=attended))
         if answer.end is None and not is_stopped:
             return
-        growing.flush()
+        job.flush()
         if is_stopped:
             answer.end = "stop"
-            answer.cut(growing.n_delivered)
+            answer.cut(job.n_delivered)
             self.batch.drop([answer])
-        self.growing.remove(growing)
+        self.growing.remove(job)
         if not self.answers.is_live:
             self._leave()
         found = self.answers.whole(answer)
         self._count("generated", found)
-        spent = self.config.timeout_s - (growing.job.deadline - time.monotonic())
+        spent = self.config.timeout_s - (job.deadline - time.monotonic())
         self._seconds += 0.1 * (spent - self._seconds)
         reason = answer.end or "stop"
-        growing.job.deliver(EndEvent(reason, found, answer.prompt.length, len(answer.token_ids)))
+        job.deliver(EndEvent(reason, found, answer.prompt.length, len(answer.token_ids)))
 
     def _chance(self, score: float | None) -> tuple[float | None, float | None]:
         if score is None or self.token_scorer is None or score != score:  # noqa: PLR0124 - NaN

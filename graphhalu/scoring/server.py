@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import Counter, generate_latest
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -98,9 +99,7 @@ class Guard:
                 span.end()
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
-        }
+        headers = Headers(scope=scope)
         host = headers.get("host", "").rpartition(":")[0].strip("[]") or headers.get("host", "")
         if self.key is None and host.lower() not in (*LOOPBACK, self.config.host):
             return 403, f"refused: call it {LOOPBACK[0]}, or set {API_KEY}"
@@ -390,6 +389,7 @@ def serve(app: FastAPI, config: ServeConfig, on_ready: Callable[[str], None]) ->
     with socket.socket(kind) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((config.host, config.port))
+        listening.listen()  # whoever is told the address may call it before uvicorn listens
         name = f"[{config.host}]" if ":" in config.host else config.host
         on_ready(f"http://{name}:{listening.getsockname()[1]}/")
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
