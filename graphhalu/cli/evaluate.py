@@ -57,10 +57,10 @@ def train(
     return Shown({"run": folder, **_values(result)}, "train", more)
 
 
-@command("compare", settings=_COMPARE, engine=RAY)
+@command("compare", settings=_COMPARE, ray=RAY)
 def compare(
     settings: "library.CompareConfig",
-    engine: "library.Executor | None",
+    ray: "library.RayOptions",
     stores: list[Path] | None = None,
     *,
     traces: Place = None,
@@ -84,6 +84,7 @@ def compare(
         resume: Go on in --out: finished detectors are kept.
         jobs: Processes to spread detectors over.
     """
+    engine = ray.engine()
     _use_threads(threads if engine is None else threads or engine.n_threads, jobs)
     if transfer and engine is not None:
         raise UsageError("--ray spreads the comparison of one store; leave it out with --transfer")
@@ -103,13 +104,9 @@ def compare(
     say(f"the result goes to {folder}")
     if transfer:
         return _transfer(opened, labels, settings, folder)
-    store, about = opened[0], identity_of(opened[0])
-    options = library.RunOptions(jobs=jobs, folder=folder, is_resumed=resume, engine=engine)
-    result = library.run_comparison(
-        store, labels[0], config=settings, store=about, options=options, on_progress=ProgressLine("fits")
-    )
-    result.write(folder)
-    library.clear_checkpoints(folder)
+    store = opened[0]
+    how = {"jobs": jobs, "is_resumed": resume, "engine": engine}
+    result = _compared(store, labels[0], settings, folder, **how)
     try:
         library.head_maps(store, labels[0], is_best_beam_only=settings.beams == "best").write(folder)
     except GraphhaluError as error:  # a report without maps is better than none
@@ -127,6 +124,20 @@ def _transfer(stores: list[Any], labels: list[Any], settings: Any, folder: Path)
     library.write_report(folder)
     values = {"folder": folder, "stores": list(names), "cells": result.cells}
     return Shown(values, "transfer", {"result": result})
+
+
+def _compared(
+    store: "library.TraceStore", labels: "library.Labels", settings: Any, folder: Path, **how: Any
+) -> "library.Result":
+    """The comparison, written to its folder, in which finished detectors are kept until then."""
+    options = library.RunOptions(folder=folder, **how)
+    about, fits = identity_of(store), ProgressLine("fits")
+    result = library.run_comparison(
+        store, labels, config=settings, store=about, options=options, on_progress=fits
+    )
+    result.write(folder)
+    library.clear_checkpoints(folder)
+    return result
 
 
 def _values(result: "library.Result") -> dict[str, Any]:
@@ -165,15 +176,10 @@ def tokens(
         library.detector_specs([save], library.CompareConfig(), "token")
     _use_threads(threads, jobs)
     store = open_store(traces)
-    labels, about, fits = library.label_tokens(store.records), identity_of(store), ProgressLine("fits")
+    labels = library.label_tokens(store.records)
     folder = library.run_folder("tokens", out, is_resumed=resume)
     say(f"the result goes to {folder}")
-    options = library.RunOptions(jobs=jobs, folder=folder, is_resumed=resume)
-    result = library.run_comparison(
-        store, labels, config=settings, store=about, options=options, on_progress=fits
-    )
-    result.write(folder)
-    library.clear_checkpoints(folder)
+    result = _compared(store, labels, settings, folder, jobs=jobs, is_resumed=resume)
     if save is not None:
         library.fit_for_use(save, store, labels, settings, folder / "detector")
     more = {"result": result, "counts": result.counts, "path": store.path}

@@ -8,7 +8,6 @@ from graphhalu.datasets.own import read_fields
 from graphhalu.datasets.registry import DATASETS, require_dataset
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import read_description
-from graphhalu.engine.executors import Executor
 from graphhalu.engine.ray import RayExecutor, RayOptions, check_address
 from graphhalu.evaluation.audit import AUDIT_FILE, audit
 from graphhalu.evaluation.audit import KIND as AUDIT
@@ -146,7 +145,6 @@ __all__ = [
     "Calibration",
     "CompareConfig",
     "DetectSettings",
-    "Executor",
     "Explanation",
     "ExtractConfig",
     "GatherSettings",

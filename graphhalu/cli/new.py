@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from graphhalu.cli.options import command
 from graphhalu.cli.output import Shown
@@ -26,7 +26,14 @@ _REGISTRIES: Final = {
 """By kind: its registry, the line there that the new one is put before, and the new one."""
 
 
-def _made(kind: str, name: str) -> Shown:
+@command("new")
+def new(kind: Literal["detector", "feature", "dataset"], name: str) -> Shown:
+    """Write a detector, a feature or a data set with its line in the registry and a test that passes.
+
+    Args:
+        kind: What is written, in a checkout of graphhalu.
+        name: Small letters, digits and hyphens.
+    """
     registry, anchor, added = _REGISTRIES[kind]
     root = Path.cwd()
     if not (root / "graphhalu" / registry).is_file() or not (root / "tests").is_dir():
@@ -66,33 +73,3 @@ def _filled(text: str, words: dict[str, str]) -> str:
     for word, value in words.items():
         text = text.replace(f"@{word}@", value)
     return text
-
-
-@command("new detector", about="Files of a new detector, feature or data set, in a checkout of graphhalu.")
-def detector(name: str) -> Shown:
-    """Write a detector with its line in the registry and a test that passes.
-
-    Args:
-        name: Small letters, digits and hyphens.
-    """
-    return _made("detector", name)
-
-
-@command("new feature")
-def feature(name: str) -> Shown:
-    """Write a feature with its line in the registry and a test that passes.
-
-    Args:
-        name: Small letters, digits and hyphens.
-    """
-    return _made("feature", name)
-
-
-@command("new dataset")
-def dataset(name: str) -> Shown:
-    """Write a reader of a data set with its line in the registry and a test that passes.
-
-    Args:
-        name: Small letters, digits and hyphens.
-    """
-    return _made("dataset", name)

@@ -112,16 +112,8 @@ class Options:
         return library.load_config(getattr(library, self.config), path, merged)
 
 
-class RayEngine(Options):
-    """Options of a Ray cluster, which make the executor that spreads work over it, or ``None``."""
-
-    def load(self, given: Mapping[str, Any]) -> Any:
-        """The executor that is asked for."""
-        return super().load(given).engine()
-
-
 MODEL: Final = Options("ModelSpec", "model=name device threads", overrides=False)
-RAY: Final = RayEngine("RayOptions", "*", overrides=False)
+RAY: Final = Options("RayOptions", "*", overrides=False)
 
 
 def _owner(dotted: str, default: Any) -> Any:

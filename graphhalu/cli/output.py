@@ -19,6 +19,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple, SupportsFloat
 
+from markupsafe import Markup
+
 from graphhalu.cli import library
 
 _LEAST_P = 0.001
@@ -89,12 +91,6 @@ class Shown(NamedTuple):
             raise self.then
 
 
-class Rendered(str):
-    """Text that is printed as it is, with what makes it bold or coloured on a terminal."""
-
-    __slots__ = ()
-
-
 @cache
 def _template(name: str) -> Any:
     """A template of the folder ``text``; what it inserts loses its control characters."""
@@ -110,7 +106,7 @@ def _template(name: str) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Rendered) else clean(str(value)),
+        finalize=lambda value: value if hasattr(value, "__html__") else clean(str(value)),
         autoescape=False,  # noqa: S701 - the result is text for a terminal
     )
     environment.globals |= {"table": table, "grid": grid, "render": render, "interval": interval}
@@ -124,19 +120,19 @@ def _template(name: str) -> Any:
     return environment.get_template(f"{name}.txt")
 
 
-def render(renderable: Any, *, is_wrapped: bool = True) -> Rendered:
+def render(renderable: Any, *, is_wrapped: bool = True) -> Markup:
     """What rich makes of an object, for the terminal that stdout is."""
     from rich.console import Console
 
     console = Console(soft_wrap=not is_wrapped)
     with console.capture() as capture:
         console.print(renderable)
-    return Rendered(capture.get())
+    return Markup(capture.get())  # noqa: S704 - a mark for text that is printed as it is, bold and coloured
 
 
 def table(
     rows: Iterable[Any], columns: Mapping[str, str], title: str | None = None, *, is_short: bool = False
-) -> Rendered:
+) -> Markup:
     """A table with a line a row.
 
     Args:
@@ -149,7 +145,7 @@ def table(
     return grid(list(columns), cells, title)
 
 
-def grid(columns: Sequence[str], rows: Iterable[Any], title: str | None = None) -> Rendered:
+def grid(columns: Sequence[str], rows: Iterable[Any], title: str | None = None) -> Markup:
     """A table of texts; rows are lists, or mappings from columns."""
     from rich.markup import escape
     from rich.table import Table

@@ -10,7 +10,7 @@ import typer
 
 from graphhalu.cli import library
 from graphhalu.cli.options import Options, Place, command
-from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
+from graphhalu.cli.output import ProgressLine, Shown, clean, render, say
 from graphhalu.core.errors import DetectorMismatchError, GraphhaluError, UsageError
 from graphhalu.core.files import shown as quoted
 
@@ -63,7 +63,7 @@ def score(
         raise UsageError("--input and --output go together: one score a row is written")
     if fields is not None and input_ is None:
         raise UsageError("--fields names the columns of --input")
-    asked = None if input_ is None else library.read_asked(input_, read_columns(fields or ""))
+    asked = None if input_ is None else library.read_asked(input_, library.read_fields(fields or ""))
     where = {"name": model, "device": device, "threads": threads}
     scorer = chosen_scorer(detector, where, detector_class)
     wanted = {"probability": threshold, "target_fpr": target_fpr, "target_precision": target_precision}
@@ -92,18 +92,6 @@ def score(
         shown = Shown(values, "score", more)
     is_above = fail_above is not None and any(p is None or p > fail_above for p in probabilities)
     return shown._replace(then=typer.Exit(1)) if is_above else shown
-
-
-def read_columns(text: str) -> dict[str, str]:
-    """Columns by field, from text such as ``question=Q,answer=A``.
-
-    Raises:
-        UsageError: If an entry has no ``=``.
-    """
-    entries = [entry.partition("=") for entry in text.split(",") if entry.strip()]
-    if not all(is_equal for _, is_equal, _ in entries):
-        raise UsageError(f"--fields expects FIELD=COLUMN,FIELD=COLUMN, got {text!r}")
-    return {field.strip(): column.strip() for field, _, column in entries}
 
 
 def chosen_scorer(
@@ -152,7 +140,7 @@ def newest_run(detector_class: str | None = None) -> Path | None:
     return None
 
 
-def _coloured(reasons: "library.Explanation") -> Rendered:
+def _coloured(reasons: "library.Explanation") -> str:
     """The tokens of the answer, coloured by their contributions."""
     from rich.text import Text
 

@@ -14,9 +14,7 @@ _EXTRACT = Options(
     "num_samples batch_size",
     file=True,
 )
-_PLAN = Options(
-    "PlanSettings", "keep_beams=work.kept_beams * work.* work.capture.keep work.capture.rows", overrides=False
-)
+_PLAN = Options("PlanSettings", "keep_beams=kept_beams * capture.keep capture.rows", overrides=False)
 
 
 def open_store(path: Path | None) -> "library.TraceStore":
@@ -47,10 +45,10 @@ def label_values(store: "library.TraceStore", labels: "library.Labels") -> dict[
     return {name: value for name, value in values.items() if name != "interval"}
 
 
-@command("extract", config=_EXTRACT, engine=RAY)
+@command("extract", config=_EXTRACT, ray=RAY)
 def extract(
     config: "library.ExtractConfig",
-    engine: "library.Executor | None",
+    ray: "library.RayOptions",
     *,
     out: Place = None,
     shard: str | None = None,
@@ -70,8 +68,10 @@ def extract(
     library.require_dataset(config.dataset.name)
     from graphhalu.extract import run
 
-    share = None if shard is None else run.Shard.parse(shard)
-    summary = run.extract(config, out, engine=engine, shard=share, on_progress=ProgressLine("questions"))
+    share = None if shard is None else run.parse_shard(shard)
+    summary = run.extract(
+        config, out, engine=ray.engine(), shard=share, on_progress=ProgressLine("questions")
+    )
     return Shown(summary.values(), "extract", then=summary.failure)
 
 
@@ -95,9 +95,9 @@ def label(
     return Shown({"store": store.name, **label_values(store, labels)}, "label")
 
 
-@command("features", engine=RAY)
+@command("features", ray=RAY)
 def features(
-    engine: "library.Executor | None",
+    ray: "library.RayOptions",
     traces: Place = None,
     *,
     features: str | None = None,
@@ -112,7 +112,7 @@ def features(
         per_token: One row a token instead of one a trace.
         out: Parquet file for the table.
     """
-    store = open_store(traces)
+    engine, store = ray.engine(), open_store(traces)
     wanted = library.split_text(features or "")
     wanted = wanted or library.available_features(store.arrays, per_token=per_token)
     if out is not None:
@@ -155,9 +155,9 @@ def audit(
     return Shown(values, "audit", {"found": found, "html": files.html})
 
 
-@command("graphs compare", about="Token graphs of a store.", engine=RAY)
+@command("graphs compare", about="Token graphs of a store.", ray=RAY)
 def compare_graphs(
-    engine: "library.Executor | None",
+    ray: "library.RayOptions",
     traces: Place = None,
     *,
     labeller: str = "match",
@@ -179,7 +179,7 @@ def compare_graphs(
         out: Folder of figure and JSON; by default data/runs/topology-<time>.
     """
     kept = None if layers is None else read_list("--layers", layers)
-    how: dict[str, Any] = {"layers": kept, "n_resamples": resamples, "seed": seed, "engine": engine}
+    how: dict[str, Any] = {"layers": kept, "n_resamples": resamples, "seed": seed, "engine": ray.engine()}
     how["recipe"] = library.GraphRecipe(library.TopK(edges_per_row), ("span",), channels="mean")
     store = open_store(traces)
     labels = library.named_labels(store, labeller)

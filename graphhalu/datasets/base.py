@@ -84,7 +84,9 @@ class RowDataset(Dataset):
 
     def read(self, path: Path | None) -> Iterator[Question]:
         """Yield the questions in the order of the file; see the base class."""
-        return map(self._read_row, self.rows(path))
+        for row in self.rows(path):
+            require_columns(row, *self.card.columns, expected=self.card.layout)
+            yield self.question(row)
 
     @abstractmethod
     def question(self, row: Row) -> Question:
@@ -93,10 +95,6 @@ class RowDataset(Dataset):
         Raises:
             DataFileError: If a field holds something else than it should; names the row.
         """
-
-    def _read_row(self, row: Row) -> Question:
-        require_columns(row, *self.card.columns, expected=self.card.layout)
-        return self.question(row)
 
 
 def row_dataset(name: str, read_row: Callable[[Row], Question]) -> type[RowDataset]:

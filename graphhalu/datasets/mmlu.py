@@ -11,7 +11,7 @@ from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card, hub_rows
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
-from graphhalu.datasets.question import Example, Question
+from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import Row, require_columns, text_field, text_id, wrong_value
 
 LETTERS: Final = "ABCD"
@@ -66,10 +66,9 @@ def _subject(path: Path) -> str:
 
 def _with_examples(tests: Iterable[Question], examples: Iterable[Question]) -> Iterator[Question]:
     """The questions with ids of their own, and with the first examples of their subject."""
-    shown: dict[str, list[Example]] = defaultdict(list)
+    shown: dict[str, list[Question]] = defaultdict(list)
     for solved in examples:
-        letter = LETTERS[solved.correct_choices[0]]
-        shown[solved.metadata["subject"]].append(Example(solved.text, letter, solved.choices))
+        shown[solved.metadata["subject"]].append(solved)
     counts: Counter[str] = Counter()
     for question in tests:
         name = question.question_id

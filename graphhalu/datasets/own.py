@@ -152,7 +152,6 @@ def read_fields(text: str) -> dict[str, str]:
 
     Raises:
         UsageError: If an entry has no ``=``, a field is named twice, or a quote is not closed.
-        UnknownNameError: If there is no such field.
     """
     entries = shlex.shlex(text, posix=True)
     entries.whitespace, entries.quotes, entries.escape, entries.commenters = ",", '"', "", ""
@@ -172,19 +171,7 @@ def read_fields(text: str) -> dict[str, str]:
         if name in fields:
             raise UsageError(f"--fields names {name!r} twice, as {fields[name]!r} and {column!r}")
         fields[name] = column
-    check_fields(fields)
     return fields
-
-
-def check_fields(fields: Iterable[str]) -> None:
-    """Refuse a name that is not a field.
-
-    Raises:
-        UnknownNameError: Lists the nearest names.
-    """
-    for name in fields:
-        if name not in FIELDS:
-            raise unknown_name("field of a question", name, FIELDS)
 
 
 def read_own(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[Question]:
@@ -210,10 +197,13 @@ def read_own(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[Qu
 
     Raises:
         UsageError: If there is no such file, or a column is missing or ambiguous.
+        UnknownNameError: If there is no such field.
         DataFileError: If a row cannot be read; names it.
     """
     fields = fields or {}
-    check_fields(fields)
+    for name in fields:
+        if name not in FIELDS:
+            raise unknown_name("field of a question", name, FIELDS)
     rows = list(read_rows(open_file(path)))
     if not rows:
         return iter(())

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from graphhalu.core.axes import SPAN_NAMES, Span
 from graphhalu.core.errors import ModelRefusedError, UsageError
 from graphhalu.core.registry import unknown_name
-from graphhalu.datasets.question import LETTERS, Example, Question, Turn
+from graphhalu.datasets.question import LETTERS, Question, Turn
 
 CHAT_OPTIONS: Final[Mapping[str, Any]] = {
     # templates that show today's date would make another prompt every day
@@ -383,8 +383,9 @@ def _asked(text: str, choices: Sequence[str]) -> str:
     return f"{text}\n{lettered(choices)}" if choices else text
 
 
-def _solved(example: Example) -> str:
-    return f"Question: {_asked(example.question, example.choices)}\nAnswer: {example.answer}"
+def _solved(example: Question) -> str:
+    answer = LETTERS[example.correct_choices[0]] if example.choices else example.answers[0]
+    return f"Question: {_asked(example.text, example.choices)}\nAnswer: {answer}"
 
 
 def lettered(choices: Sequence[str]) -> str:

@@ -41,15 +41,6 @@ class GivenAnswer:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A solved question that a prompt shows before its own (few-shot)."""
-
-    question: str
-    answer: str
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Question:
     """One question with everything that its prompt and its label need.
 
@@ -65,7 +56,7 @@ class Question:
         choices: Options in the order in which the prompt shows them, lettered A, B, C …
         correct_choices: Places of the right ones among them.
         given: Answers that the data set states, in its order.
-        examples: Solved questions that the prompt shows first.
+        examples: Solved questions that the prompt shows first (few-shot).
         input_label: What the data set says of the question itself: 1 = it misleads (a false
             premise), 0 = it does not, ``None`` = nothing is said.
         metadata: What else the data set says (category, relation, source); plain JSON values.
@@ -82,7 +73,7 @@ class Question:
     choices: tuple[str, ...] = ()
     correct_choices: tuple[int, ...] = ()
     given: tuple[GivenAnswer, ...] = ()
-    examples: tuple[Example, ...] = ()
+    examples: "tuple[Question, ...]" = ()
     input_label: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, UInt16
 from torch import Tensor, nn
 
 from graphhalu.core.errors import UsageError
-from graphhalu.extract.forward import LOGIT_BYTES, Replayed, TokenSequence, body_below_head, replaced_forward
+from graphhalu.extract.forward import LOGIT_BYTES, Replayed, TokenSequence, body_below_head
+from graphhalu.models.attention import replaced
 from graphhalu.traces.schema import TraceShape, from_bfloat16_bits, to_bfloat16_bits
 
 REPLAYED: Final = ("token_logprob", "token_entropy", "hidden_rows")
@@ -60,7 +61,7 @@ class OutputHead:
         output.last_hidden_state = states[None]
         token = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         # the model's own code, with whatever it does to logits
-        with replaced_forward(self.body, lambda *_, **__: output):
+        with replaced(self.body, "forward", lambda *_, **__: output):
             return self.model(input_ids=token).logits[0]
 
 

@@ -102,9 +102,15 @@ SIZES: Final = {
 """Published sizes of some models."""
 
 
-class Workload(Config):
-    """What is asked of the model, a question."""
+class PlanSettings(Config):
+    """An extraction that is planned, and what a device sustains."""
 
+    model: str | None = None
+    """A model of known size; by default llama2-7b."""
+    parameters: float | None = None
+    """Any dense model, by its parameters, as 7e9."""
+    questions: float = Field(default=1e5, ge=1)
+    """Questions, as 1e5."""
     prompt_tokens: int = Field(default=100, ge=0)
     """Tokens of a prompt."""
     answer_tokens: int = Field(default=32, ge=0)
@@ -119,24 +125,6 @@ class Workload(Config):
     """Bytes of a weight as it is held: 4, 2, 1, or 0.5 with nf4."""
     capture: CaptureSettings = CaptureSettings()
     """What is kept."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of a trace."""
-        return self.prompt_tokens + self.answer_tokens
-
-
-class PlanSettings(Config):
-    """An extraction that is planned, and what a device sustains."""
-
-    model: str | None = None
-    """A model of known size; by default llama2-7b."""
-    parameters: float | None = None
-    """Any dense model, by its parameters, as 7e9."""
-    questions: float = Field(default=1e5, ge=1)
-    """Questions, as 1e5."""
-    work: Workload = Workload()
-    """What is asked, a question."""
     teraflops: float = Field(default=100.0, ge=1e-6)
     """Sustained by a device in 1e12 operations a second."""
     bandwidth: float = Field(default=1000.0, ge=1e-6)
@@ -148,8 +136,13 @@ class PlanSettings(Config):
 
     @model_validator(mode="after")
     def _keep_what_there_is(self) -> "PlanSettings":
-        GenerationSettings(num_beams=self.work.beams, keep_beams=self.work.kept_beams)
+        GenerationSettings(num_beams=self.beams, keep_beams=self.kept_beams)
         return self
+
+    @property
+    def length(self) -> int:
+        """Tokens of a trace."""
+        return self.prompt_tokens + self.answer_tokens
 
     def size(self) -> "tuple[str, ModelSize]":
         """Name and size of the model.
@@ -206,7 +199,7 @@ Rates = Mapping[str, float]
 (bytes that are compressed and written)."""
 
 
-def question_cost(size: ModelSize, work: Workload) -> Cost:
+def question_cost(size: ModelSize, work: PlanSettings) -> Cost:
     """Operations, bytes and memory of a question.
 
     A token costs two operations a weight, and four a channel of each head for each key it sees.
@@ -282,7 +275,7 @@ def assumed_rates(flops_per_s: float, read_bytes_per_s: float, store_bytes_per_s
 def planned_cost(plan: PlanSettings) -> dict[str, Any]:
     """What a planned extraction costs: operations, seconds and bytes, a question and in all."""
     name, size = plan.size()
-    cost = question_cost(size, plan.work)
+    cost = question_cost(size, plan)
     rates = assumed_rates(plan.teraflops * 1e12, plan.bandwidth * 1e9, plan.disk * 1e6)
     parts = question_seconds(cost, rates)
     seconds = max(parts["generate"] + parts["replay"], parts["store"])
@@ -291,7 +284,7 @@ def planned_cost(plan: PlanSettings) -> dict[str, Any]:
         "questions": plan.questions,
         "devices": plan.devices,
         "parameters": size.n_parameters,
-        "tokens_a_trace": plan.work.length,
+        "tokens_a_trace": plan.length,
         "flops_a_question": cost.generate_flops + cost.replay_flops,
         **{f"{part}_s_a_question": value for part, value in parts.items()},
         "seconds_a_question": seconds,

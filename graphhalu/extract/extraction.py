@@ -31,6 +31,7 @@ from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace
 
 T = TypeVar("T")
+R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
 REPLAY_TOKENS: Final = 2048
@@ -157,7 +158,7 @@ class Extraction:
     def _searched(self, batch: Sequence[Prompt]) -> Iterator[Prompt]:
         assert self.search is not None
         token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
-        asked = [_asked(prompt.encoded, self._row_start(prompt)) for prompt in batch]
+        asked = list(map(self._asked, batch))
         passes = self._passes(asked, self._kept) if self._can_share else []
         samples = self._samples(batch, token_ids, passes)
         for index, beams in self.search.as_finished(token_ids, passes):
@@ -172,14 +173,12 @@ class Extraction:
             return len(group) * max(each.length for each in group) <= REPLAY_TOKENS
 
         def ran(group: Sequence[TokenSequence]) -> list[PromptPass]:
-            try:
-                return prefill(self.loaded.model, group, kept)
-            except torch.OutOfMemoryError as error:
-                if len(group) == 1:
-                    raise _too_large(group[0].length, "prompt") from error
-            return [each for half in _halves(group) for each in ran(half)]
+            return prefill(self.loaded.model, group, kept)
 
-        return [each for group in grouped(prompts, fits) for each in ran(group)]
+        done = (
+            _in_halves(ran, group, "prompt", lambda each: each.length) for group in grouped(prompts, fits)
+        )
+        return list(chain.from_iterable(done))
 
     @property
     def _kept(self) -> Kept:
@@ -272,10 +271,9 @@ class Extraction:
             prompt, answers=answers, failures=("the model gave an empty answer",) if is_empty else ()
         )
 
-    def _sequence(self, prompt: Prompt, answer: Answer) -> TokenSequence:
-        """Prompt and answer as tokens."""
-        asked = _asked(prompt.encoded, self._row_start(prompt))
-        return replace(_answered(asked, answer), option_ids=prompt.option_ids)
+    def _asked(self, prompt: Prompt) -> TokenSequence:
+        """A prompt alone."""
+        return _asked(prompt.encoded, self._row_start(prompt))
 
     @cached_property
     def decoding_fault(self) -> str | None:
@@ -314,26 +312,22 @@ class Extraction:
     ) -> Iterator[list[tuple[Prompt, Answer]]]:
         """Answers of some questions whose prompts have all run."""
         left = [group[0][0] for group in groups if group[0][0].ran is None]
-        asked = [_asked(prompt.encoded, self._row_start(prompt)) for prompt in left]
-        ran = self._passes(asked, self._kept)
+        ran = self._passes(list(map(self._asked, left)), self._kept)
         new = {prompt.question.question_id: done for prompt, done in zip(left, ran, strict=True)}
         for group in groups:
             prompt = group[0][0]
             prompt = replace(prompt, ran=prompt.ran or new[prompt.question.question_id])
             yield [(prompt, answer) for _, answer in group]
 
-    def _results(self, group: Sequence[tuple[Prompt, Answer]]) -> Iterator[tuple[TraceRecord, Replayed]]:
+    def _results(self, group: Sequence[tuple[Prompt, Answer]]) -> list[tuple[TraceRecord, Replayed]]:
         """Replay one batch, in halves where memory runs out; with contrast, again without the contexts."""
-        try:
-            found = list(self._run_once(group))
-        except torch.OutOfMemoryError as error:
-            if len(group) == 1:
-                raise _too_large(_n_tokens(group[0]), "answer") from error
-            found = []
-        yield from found or chain(*map(self._results, _halves(group)))
+        return _in_halves(self._run_once, group, "answer", _n_tokens)
 
     def _run_once(self, group: Sequence[tuple[Prompt, Answer]]) -> Iterator[tuple[TraceRecord, Replayed]]:
-        sequences = [self._sequence(*each) for each in group]
+        sequences = [
+            replace(_answered(self._asked(prompt), answer), option_ids=prompt.option_ids)
+            for prompt, answer in group
+        ]
         passes = [prompt.ran for prompt, _ in group if prompt.ran is not None]
         if passes:
             results = replay_behind(self.loaded.model, passes, sequences, self._kept)
@@ -390,6 +384,18 @@ def _sized(
 ) -> Iterator[list[tuple[Prompt, Answer]]]:
     """Items of rising size in batches whose padded size stays within a limit."""
     return grouped(sorted(items, key=size), lambda part: len(part) * size(part[-1]) <= limit)
+
+
+def _in_halves(
+    run: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T], what: str, n_tokens: Callable[[T], int]
+) -> list[R]:
+    """What a run gives of a batch; where memory runs out, of its halves."""
+    try:
+        return list(run(items))
+    except torch.OutOfMemoryError as error:
+        if len(items) == 1:
+            raise _too_large(n_tokens(items[0]), what) from error
+    return [each for half in _halves(items) for each in _in_halves(run, half, what, n_tokens)]
 
 
 def _halves(items: Sequence[T]) -> list[Sequence[T]]:

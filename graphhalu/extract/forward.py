@@ -6,8 +6,8 @@ run once, and the model's own head runs on a few rows at a time.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Final, NamedTuple
@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
+
+from graphhalu.models.attention import replaced
 
 LOGIT_BYTES: Final = 16 * 2**20
 """Logits (float32) that exist at a time, unless they are of fewer than ``LOGIT_ROWS`` rows."""
@@ -87,7 +89,7 @@ class DeferredPass:
                 self._body_output = forward(*args, **settings)
                 return _of_rows(self._body_output, slice(0, 1))
 
-            with replaced_forward(body, remember):
+            with replaced(body, "forward", remember):
                 output = model(**inputs)
         self._hidden_states = output.hidden_states
 
@@ -103,7 +105,7 @@ class DeferredPass:
         rows = slice(start - self.first, stop - self.first)  # of no device, where a model has several
         if self._body is None:
             return self._logits[:, rows]
-        with replaced_forward(self._body, lambda *_, **__: _of_rows(self._body_output, rows)):
+        with replaced(self._body, "forward", lambda *_, **__: _of_rows(self._body_output, rows)):
             output = self.model(**self.inputs)
         return output.logits
 
@@ -140,20 +142,6 @@ def _called_body(model: Any) -> nn.Module | None:
         model(input_ids=token, attention_mask=token, use_cache=False)
     # an outer module is noted after the one inside it
     return called[-1] if called else None
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Run with another ``forward``; one that was set on the instance is put back."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before
 
 
 class Replayed(NamedTuple):

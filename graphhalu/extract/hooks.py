@@ -6,7 +6,7 @@ Which modules those are is found by trying, not by name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from graphhalu.core.axes import RowRange
 from graphhalu.core.errors import ModelRefusedError
-from graphhalu.models.attention import eager_attention
+from graphhalu.models.attention import eager_attention, replaced
 
 _N_PROBE: Final = 5
 """Tokens of the trial; a prime that is not a number of heads in use."""
@@ -164,8 +164,7 @@ _VALUES: Final[dict[str, tuple[str, Callable[[Any, Any, Any], Tensor]]]] = {
 """For each class of attention module what it calls, and where the value vectors are then."""
 
 
-@contextmanager
-def _values_shown(module: Any, layer: int, observer: AttentionObserver) -> Iterator[None]:
+def _values_shown(module: Any, layer: int, observer: AttentionObserver) -> AbstractContextManager[None]:
     name, read = _VALUES[type(module).__name__]
     inner = getattr(module, name)
 
@@ -174,11 +173,4 @@ def _values_shown(module: Any, layer: int, observer: AttentionObserver) -> Itera
         observer.values(layer, read(module, given, output))
         return output
 
-    replaced = module._modules.pop(name, None)  # noqa: SLF001
-    module.__dict__[name] = show
-    try:
-        yield
-    finally:
-        del module.__dict__[name]
-        if replaced is not None:
-            module._modules[name] = replaced  # noqa: SLF001
+    return replaced(module, name, show)

@@ -89,15 +89,15 @@ def question_prompt(question: Question, config: ExtractConfig, loaded: LoadedMod
             bare = encode_prompt(build_prompt(question, **shown, without=Span.CONTEXT), tokenizer)
         n_choices = len(question.choices)
         option_ids = letter_spellings(tokenizer, n_choices) if n_choices else ()
+        prompt = Prompt(question, rendered, encoded, option_ids, bare=bare)
+        if config.generation.answers == "given":
+            return _with_given(prompt, config, loaded)
+        _require_room(prompt.length + config.generation.max_new_tokens, loaded)
     except UsageError:
         raise
     except GraphhaluError as error:
         return Prompt(question, failures=(str(error),))
-    prompt = Prompt(question, rendered, encoded, option_ids, bare=bare)
-    if config.generation.answers == "given":
-        return _with_given(prompt, config, loaded)
-    reason = _too_long(prompt.length + config.generation.max_new_tokens, loaded)
-    return prompt if reason is None else Prompt(question, failures=(reason,))
+    return prompt
 
 
 def _with_given(prompt: Prompt, config: ExtractConfig, loaded: LoadedModel) -> Prompt:
@@ -112,24 +112,19 @@ def _with_given(prompt: Prompt, config: ExtractConfig, loaded: LoadedModel) -> P
     for rank, stated in enumerate(question.given):
         try:
             answer = given_answer(stated.text, prompt.rendered, prompt.encoded, loaded.tokenizer)
-            reason = _too_long(prompt.length + len(answer.token_ids), loaded)
+            _require_room(prompt.length + len(answer.token_ids), loaded)
+            found.append(replace(answer, rank=rank))
         except GraphhaluError as error:
             failures.append(str(error))
-            continue
-        if reason is None:
-            found.append(replace(answer, rank=rank))
-        else:
-            failures.append(reason)
     if not found:
         return Prompt(question, failures=tuple(failures))
     return replace(prompt, answers=tuple(found), failures=tuple(failures))
 
 
-def _too_long(length: int, loaded: LoadedModel) -> str | None:
+def _require_room(length: int, loaded: LoadedModel) -> None:
     limit = loaded.max_positions
-    if limit is None or length <= limit:
-        return None
-    return f"prompt and answer need up to {length} tokens, the model's context has {limit}"
+    if limit is not None and length > limit:
+        raise DataFileError(f"prompt and answer need up to {length} tokens, the model's context has {limit}")
 
 
 def generated_answer(token_ids: Sequence[int], tokenizer: Any, **beam: Any) -> Answer:

@@ -50,18 +50,6 @@ class Kept(NamedTuple):
     row_chunk: int | None = None
 
 
-class Prefix(NamedTuple):
-    """Tokens that have run already.
-
-    Attributes:
-        length: How many positions of the batch.
-        cache: Their keys and values; those of further tokens are added to it.
-    """
-
-    length: int
-    cache: Cache
-
-
 @torch.inference_mode()
 def replay(model: Any, sequences: Sequence[TokenSequence], kept: Kept) -> list[Replayed]:
     """Run the sequences through the model once.
@@ -94,7 +82,7 @@ def prefill(model: Any, prompts: Sequence[TokenSequence], kept: Kept) -> list[Pr
     width = max(each.length for each in prompts)
     padded = [replace(each, option_ids=(), padding=width - each.length) for each in prompts]
     cache = Cache(layer_class_to_replicate=GrowingLayer)
-    done, results = _recorded(model, padded, kept, Prefix(0, cache))
+    done, results = _recorded(model, padded, kept, cache=cache)
     logits = done.logits(width - 1, width)[:, 0]
     return [
         PromptPass(
@@ -125,7 +113,7 @@ def replay_behind(
     tails = [
         replace(each, row_start=each.prompt_length, padding=width - each.prompt_length) for each in sequences
     ]
-    _, results = _recorded(model, tails, kept, Prefix(width, joined_cache(passes)))
+    _, results = _recorded(model, tails, kept, width, joined_cache(passes))
     logits = torch.stack([each.logits for each in passes])
     first_ids = torch.tensor([each.token_ids[each.prompt_length] for each in sequences], device=logits.device)
     first = token_statistics(logits, first_ids).cpu().numpy().T
@@ -162,10 +150,9 @@ def _joined(
 
 
 def _recorded(
-    model: Any, sequences: Sequence[TokenSequence], kept: Kept, behind: Prefix | None = None
+    model: Any, sequences: Sequence[TokenSequence], kept: Kept, first: int = 0, cache: Cache | None = None
 ) -> tuple[DeferredPass, list[Replayed]]:
-    """A pass over the tokens behind a prefix, or over all."""
-    first = 0 if behind is None else behind.length
+    """A pass over the tokens from position ``first`` on; keys and values are added to those of a cache."""
     device = next(model.parameters()).device
     shape, arrays = kept.shape, kept.arrays
     recorder = AttentionRecorder(sequences, shape, arrays, device=device, edge_mass=kept.edge_mass)
@@ -181,8 +168,8 @@ def _recorded(
             attention_mask=recorder.is_token.long(),
             position_ids=recorder.positions[:, first:],
             output_hidden_states=list(shape.hidden_layers) if keeps_hidden else False,
-            use_cache=behind is not None,
-            **({} if behind is None else {"past_key_values": behind.cache}),
+            use_cache=cache is not None,
+            **({} if cache is None else {"past_key_values": cache}),
         )
     states = done.take_hidden_states()
     hidden, bad_layers = _hidden_arrays(states, arrays, shape, sequences, first)

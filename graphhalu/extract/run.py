@@ -49,34 +49,20 @@ _ESTIMATED_TOGETHER = 1024
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One of several equal shares of a run.
+Shard = tuple[int, int]
+"""One of several equal shares of a run: which one, from 1, and how many there are."""
 
-    Attributes:
-        number: Which one, from 1.
-        count: How many there are.
+
+def parse_shard(text: str) -> Shard:
+    """A share written as ``3/10``.
+
+    Raises:
+        UsageError: If it is none.
     """
-
-    number: int
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """A share written as ``3/10``.
-
-        Raises:
-            UsageError: If it is none.
-        """
-        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise UsageError(f"a shard is written as i/N with i from 1 to N, as 3/10; got {text!r}")
-        return cls(int(match[1]), int(match[2]))
-
-    @property
-    def writer(self) -> str:
-        """Name under which its process writes to the store."""
-        return f"shard-{self.number}-of-{self.count}"
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"a shard is written as i/N with i from 1 to N, as 3/10; got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -150,7 +136,8 @@ def question_batches(
     """
     size = max(config.batch_size, config.part_size)
     batches = [(first, tuple(questions[first : first + size])) for first in range(0, len(questions), size)]
-    return batches if shard is None else batches[shard.number - 1 :: shard.count]
+    number, count = shard or (1, 1)
+    return batches[number - 1 :: count]
 
 
 def batches_left(batches: Sequence[QuestionBatch], done: Collection[str]) -> list[QuestionBatch]:
@@ -210,7 +197,7 @@ def extract(
         n_seen = min(n_seen + n_questions, n_total)
         on_progress(n_seen, n_total)
 
-    holder = MAIN if shard is None else shard.writer
+    holder = MAIN if shard is None else "shard-{}-of-{}".format(*shard)
     here = {"on_answered": count, "parts": parts}
     with engine.workers(_start(engine, config, out, holder, here), max(1, len(batches))) as workers:
         about = (dataset.identity(), len(questions))

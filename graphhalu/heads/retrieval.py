@@ -30,8 +30,8 @@ from graphhalu.heads.runs import RowsObserver, measured_table, prompt_form, run_
 from graphhalu.heads.settings import RetrievalSettings, Rule
 from graphhalu.heads.table import HeadScores, HeadTable, Trial
 from graphhalu.labels.rouge import RougeOverlap
+from graphhalu.models.hub import quiet_loading
 from graphhalu.models.load import LoadedModel
-from graphhalu.models.quiet import quiet_loading
 
 _SENTENCE_END: Final = re.compile(r"[.!?][\"')]*(?=\s|$)")
 

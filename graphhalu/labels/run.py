@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.registry import LABELLERS, Labeller, make_labeller
 from graphhalu.traces.disk import writing
 from graphhalu.traces.schema import TraceRecord
-from graphhalu.traces.store import open_traces
+from graphhalu.traces.store import TraceStore, open_traces
 
 FORMAT: Final = "graphhalu-labels"
 FORMAT_VERSION: Final = 1
@@ -41,27 +41,7 @@ _COLUMNS: Final = {"trace_id": pa.string(), "value": pa.int8(), "is_valid": pa.b
 _SCHEMA: Final = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 
 
-@runtime_checkable
-class LabelledStore(Protocol):
-    """The part of a trace store that labels need."""
-
-    @property
-    def records(self) -> Sequence[TraceRecord]:
-        """The records of the traces, in the order of the store."""
-
-    @property
-    def trace_ids(self) -> Sequence[str]:
-        """Identities of the traces, in the order of the store."""
-
-    @property
-    def labels_folder(self) -> Path:
-        """Where label files lie."""
-
-    def publish(self, file: Path) -> None:
-        """Bring a file of that folder to where the store lies."""
-
-
-def label_store(store: LabelledStore, labeller: Labeller, name: str | None = None) -> Labels:
+def label_store(store: TraceStore, labeller: Labeller, name: str | None = None) -> Labels:
     """Label every answer of a store and write the labels beside the traces.
 
     Give it the whole store: the file holds the traces that it is given and no others. An earlier
@@ -117,12 +97,12 @@ def label_records(records: Sequence[TraceRecord], labeller: Labeller) -> Labels:
     )
 
 
-def stored_labellers(store: LabelledStore) -> list[str]:
+def stored_labellers(store: TraceStore) -> list[str]:
     """Names under which labels of a store are kept, in alphabetical order."""
     return sorted(path.stem for path in store.labels_folder.glob("[!.]*.parquet"))
 
 
-def read_labels(store: LabelledStore | Path | str, labeller: str) -> Labels:
+def read_labels(store: TraceStore | Path | str, labeller: str) -> Labels:
     """The labels that a labeller gave the traces of a store, or of a view of it.
 
     They come in the order of the traces; rows are found by identity, never by place.
@@ -139,8 +119,7 @@ def read_labels(store: LabelledStore | Path | str, labeller: str) -> Labels:
     """
     if isinstance(store, (str, Path)):
         store = open_traces(store)
-    # isinstance of the protocol would read all records
-    elif not hasattr(store, "labels_folder"):
+    elif not isinstance(store, TraceStore):
         raise UsageError(
             f"expected a TraceStore or its path, got {type(store).__name__}\n"
             f"  Open a store:  open_traces('data/traces/NAME.zarr')"
@@ -162,7 +141,7 @@ def read_labels(store: LabelledStore | Path | str, labeller: str) -> Labels:
     return labels.select([place[trace_id] for trace_id in store.trace_ids])
 
 
-def named_labels(store: LabelledStore, name: str) -> Labels:
+def named_labels(store: TraceStore, name: str) -> Labels:
     """The labels of this name: those of a registered labeller are made where there are none.
 
     A labeller of the user's own can be named as ``module:Class``. Stored labels are taken with
@@ -186,7 +165,7 @@ def named_labels(store: LabelledStore, name: str) -> Labels:
     return label_store(store, labeller)
 
 
-def labels_path(store: LabelledStore, labeller: str) -> Path:
+def labels_path(store: TraceStore, labeller: str) -> Path:
     """Where the labels of a labeller lie, whether or not they exist.
 
     Raises:

@@ -14,8 +14,9 @@ from graphhalu.core.errors import StoreMismatchError, TraceNotFoundError
 from graphhalu.core.numerics import json_ready
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import make_labeller
-from graphhalu.labels.run import LabelledStore, named_labels, stored_labellers
+from graphhalu.labels.run import named_labels, stored_labellers
 from graphhalu.traces.schema import TraceRecord
+from graphhalu.traces.store import TraceStore
 
 Values = Int[np.ndarray, "trace"]
 
@@ -251,7 +252,7 @@ def threshold_sweep(
 
 
 def label_report(
-    store: LabelledStore, names: Sequence[str] = (), *, n_examples: int = 20, seed: int = 0
+    store: TraceStore, names: Sequence[str] = (), *, n_examples: int = 20, seed: int = 0
 ) -> dict[str, Any]:
     """Everything about the labels of a store, as plain values.
 
@@ -297,7 +298,7 @@ def label_report(
     return plain
 
 
-def _stored(store: LabelledStore) -> list[str]:
+def _stored(store: TraceStore) -> list[str]:
     names = stored_labellers(store)
     if not names:
         folder = store.labels_folder.parent

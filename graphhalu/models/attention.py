@@ -1,8 +1,8 @@
 """Attention of a model: its implementation, and the sizes that the configuration states."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from graphhalu.core.errors import ModelRefusedError
 
@@ -15,6 +15,19 @@ def attention_implementation(model: Any) -> str:
 def is_on_interface(model: Any) -> bool:
     """Whether the model's attention runs through transformers' attention interface."""
     return bool(model._can_set_attn_implementation())  # noqa: SLF001
+
+
+@contextmanager
+def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Let a module, of torch or of Python, call another function by this name, then restore what it had."""
+    before = vars(owner).get(name)
+    vars(owner)[name] = function
+    try:
+        yield
+    finally:
+        del vars(owner)[name]
+        if before is not None:
+            vars(owner)[name] = before
 
 
 @contextmanager
@@ -39,50 +52,27 @@ def _set(model: Any, implementation: str) -> None:
         model.config._attn_implementation = implementation  # noqa: SLF001
 
 
-class ModelShape(NamedTuple):
-    """Sizes of a model.
-
-    Attributes:
-        layer_windows: Sliding window of each layer, itself included, or ``None`` where a row
-            sees all keys.
-        max_positions: Length of the context window, or ``None`` if there is no limit.
-    """
-
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    hidden_size: int
-    layer_windows: tuple[int | None, ...]
-    max_positions: int | None
-
-
-def model_shape(config: Any, name: str) -> ModelShape:
-    """The sizes that a configuration states.
+def model_shape(config: Any, name: str) -> dict[str, Any]:
+    """The sizes that a configuration states, as fields of :class:`graphhalu.models.load.LoadedModel`.
 
     Raises:
         ModelRefusedError: If it states no layers or heads, or heads that differ by layer.
     """
     text = config.get_text_config()
-    sizes = [
-        size
-        for field in ("num_hidden_layers", "num_attention_heads", "hidden_size")
-        if isinstance(size := getattr(text, field, None), int)
-    ]
-    if len(sizes) < 3:  # noqa: PLR2004
+    fields = {"n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "hidden_size": "hidden_size"}
+    sizes = {name: getattr(text, field, None) for name, field in fields.items()}
+    if not all(isinstance(size, int) for size in sizes.values()):
         raise ModelRefusedError(
             f"{name} ({config.model_type}) does not have one number of heads for all its layers, "
             f"which attention[layer, head, query, key] needs"
         )
-    n_layers, n_heads, hidden_size = sizes
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
-    return ModelShape(
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=_n_kv_heads(text, n_heads),
-        hidden_size=hidden_size,
-        layer_windows=layer_windows(config),
-        max_positions=limit,
-    )
+    return {
+        **sizes,
+        "n_kv_heads": _n_kv_heads(text, text.num_attention_heads),
+        "layer_windows": layer_windows(config),
+        "max_positions": limit,
+    }
 
 
 def layer_windows(config: Any) -> tuple[int | None, ...]:

@@ -1,11 +1,10 @@
 """Names and settings of models: cards of known ones, resolution of names, and how a model is loaded."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
@@ -119,15 +118,10 @@ class ModelSource:
     card: ModelCard | None = None
 
 
-def _card(alias: str, wheel: Mapping[str, Any] | None = None, **fields: Any) -> ModelCard:
-    source = None
-    if wheel is not None:
-        source = WheelSource(tuple(wheel["requirements"]), tuple(map(tuple, wheel["files"])))
-    return ModelCard(alias, wheel=source, **fields)
-
-
 _TABLE: Final = packaged_table(Path(__file__).with_name("cards.yaml"))
-MODEL_CARDS: Final[dict[str, ModelCard]] = {alias: _card(alias, **fields) for alias, fields in _TABLE.items()}
+MODEL_CARDS: Final = TypeAdapter(dict[str, ModelCard]).validate_python(
+    {alias: {"alias": alias, **fields} for alias, fields in _TABLE.items()}
+)
 """Known models by alias."""
 
 MODEL_PLUGINS: Final[Registry[ModelCard]] = Registry("model", {}, ModelCard, name_field="alias")

@@ -4,8 +4,7 @@ import inspect
 import logging
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -30,24 +29,6 @@ _HIDDEN_TOKEN: Final = -3
 _TOLERANCES: Final = {torch.float32: ROW_SUM_TOLERANCE, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
-@dataclass(frozen=True)
-class ModelCheck:
-    """Measurements of the self-check.
-
-    Attributes:
-        largest_future: Largest weight above the diagonal; 0 for a causal model.
-        largest_row_error: Largest distance of a row's sum from 1; with a learned sink, by how
-            much a row is over 1.
-        has_learned_sink: Whether rows sum to less than 1 because a learned sink takes the rest.
-        logit_change: Change of the logits when a token is hidden from attention.
-    """
-
-    largest_future: float
-    largest_row_error: float
-    has_learned_sink: bool
-    logit_change: float
-
-
 def load_checked(spec: ModelSpec) -> LoadedModel:
     """Load a model and check its attention; raises what :func:`load_model` and :func:`check_model` do."""
     loaded = load_model(spec)
@@ -56,16 +37,23 @@ def load_checked(spec: ModelSpec) -> LoadedModel:
 
 
 @torch.inference_mode()
-def check_model(loaded: LoadedModel) -> ModelCheck:
+def check_model(loaded: LoadedModel) -> dict[str, Any]:
     """Check on a short text that attention is causal, sums to 1, and matters.
 
     The model's own eager attention is used; what was set before is restored.
+
+    Returns:
+        The largest weight above the diagonal (``largest_future``), 0 for a causal model; the largest
+        distance of a row's sum from 1 (``largest_row_error``), with a learned sink by how much a row is
+        over 1; whether rows sum to less than 1 because a learned sink takes the rest
+        (``has_learned_sink``); and the change of the logits when a token is hidden from attention
+        (``logit_change``).
 
     Raises:
         ModelRefusedError: If the attention is not what graphhalu reads.
         NonFiniteError: If the model gives NaN or infinity; names the layer.
     """
-    model, name = loaded.model, loaded.spec.name
+    model = loaded.model
     tokens = _tokens(loaded)
     is_seen = torch.ones_like(tokens, dtype=torch.bool)
     output = _eager(model, tokens, is_seen)
@@ -73,14 +61,15 @@ def check_model(loaded: LoadedModel) -> ModelCheck:
     _require_finite(output, attentions, loaded)
     is_seen[0, _HIDDEN_TOKEN] = False
     changed = _eager(model, tokens, is_seen)
-    errors = [_row_error(weights, has_sink=_has_learned_sink(model)) for weights in attentions]
-    check = ModelCheck(
-        largest_future=max(float(torch.triu(w, diagonal=1).max()) for w in attentions),
-        largest_row_error=max(errors),
-        has_learned_sink=_has_learned_sink(model),
-        logit_change=float((changed.logits[0, -1] - output.logits[0, -1]).float().abs().max()),
-    )
-    _require_sound(check, name, _TOLERANCES.get(model.dtype, max(_TOLERANCES.values())))
+    has_sink = any(name.endswith("sinks") for name, _ in model.named_parameters())
+    excess = [weights.sum(-1) - 1 for weights in attentions]
+    check = {
+        "largest_future": max(float(torch.triu(w, diagonal=1).max()) for w in attentions),
+        "largest_row_error": max(float((e.clamp(min=0) if has_sink else e.abs()).max()) for e in excess),
+        "has_learned_sink": has_sink,
+        "logit_change": float((changed.logits[0, -1] - output.logits[0, -1]).float().abs().max()),
+    }
+    _require_sound(check, loaded.spec.name, _TOLERANCES.get(model.dtype, max(_TOLERANCES.values())))
     return check
 
 
@@ -120,27 +109,18 @@ def _attentions(output: Any, loaded: LoadedModel) -> list[Float[Tensor, "head qu
     return [weights[0].float().cpu() for weights in given]
 
 
-def _row_error(weights: Float[Tensor, "head query key"], *, has_sink: bool) -> float:
-    excess = weights.sum(-1) - 1
-    return float((excess.clamp(min=0) if has_sink else excess.abs()).max())
-
-
-def _has_learned_sink(model: Any) -> bool:
-    return any(name.endswith("sinks") for name, _ in model.named_parameters())
-
-
-def _require_sound(check: ModelCheck, name: str, tolerance: float) -> None:
-    if check.largest_future > 0:
+def _require_sound(check: Mapping[str, Any], name: str, tolerance: float) -> None:
+    if check["largest_future"] > 0:
         raise ModelRefusedError(
             f"the attention of {name} looks at the future: a weight of "
-            f"{check.largest_future:.2g} lies above the diagonal"
+            f"{check['largest_future']:.2g} lies above the diagonal"
         )
-    if check.largest_row_error > tolerance:
+    if check["largest_row_error"] > tolerance:
         raise ModelRefusedError(
-            f"the attention rows of {name} do not sum to 1: off by {check.largest_row_error:.2g}, "
+            f"the attention rows of {name} do not sum to 1: off by {check['largest_row_error']:.2g}, "
             f"allowed {tolerance:g}"
         )
-    if check.logit_change == 0:
+    if check["logit_change"] == 0:
         raise ModelRefusedError(f"hiding a token from the attention of {name} does not change its logits")
 
 
@@ -192,7 +172,7 @@ def _check(model: str) -> dict[str, Any]:
     started = time.monotonic()
     try:
         loaded = load_model(ModelSpec(name=model))
-        measured = asdict(check_model(loaded))
+        measured = check_model(loaded)
     except GraphhaluError as error:
         return {"name": model, "error": f"{type(error).__name__}: {error}"}
     seconds = round(time.monotonic() - started, 1)

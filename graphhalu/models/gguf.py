@@ -5,12 +5,13 @@ minute even for a small model; the converted folder loads in seconds.
 """
 
 import importlib.util
+import io
 import logging
 import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +21,9 @@ from safetensors import SafetensorError
 
 from graphhalu.core.errors import ModelUnavailableError
 from graphhalu.core.provenance import file_sha256
+from graphhalu.models.attention import replaced
 from graphhalu.models.cards import WheelSource
-from graphhalu.models.quiet import quiet_conversion
+from graphhalu.models.hub import quiet_loading
 
 _log = logging.getLogger(__name__)
 
@@ -92,24 +94,23 @@ def source_digest(folder: Path) -> str | None:
 
 @contextmanager
 def _locked(place: Path) -> Iterator[None]:
-    lock = FileLock(f"{place}.lock")
+    """Hold the lock of a place in the cache.
+
+    Raises:
+        ModelUnavailableError: If nothing can be written there.
+    """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise _no_cache(error) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _no_cache(error: Exception) -> ModelUnavailableError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return ModelUnavailableError(
-        f"the model cannot be kept in the cache {cache_folder()} ({reason})\n"
-        f"  Point GRAPHHALU_CACHE at a folder with room that can be written"
-    )
+        with FileLock(f"{place}.lock"):
+            yield
+    except ModelUnavailableError:
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelUnavailableError(
+            f"the model cannot be kept in the cache {cache_folder()} ({reason})\n"
+            f"  Point GRAPHHALU_CACHE at a folder with room that can be written"
+        ) from None
 
 
 def _package_file(wheel: WheelSource, package: str, name: str) -> Path:
@@ -132,9 +133,8 @@ def _join(pieces: Sequence[Path], joined: Path) -> None:
                 with piece.open("rb") as source:
                     shutil.copyfileobj(source, target)
         partial.replace(joined)
-    except OSError as error:
+    finally:
         partial.unlink(missing_ok=True)
-        raise _no_cache(error) from None
 
 
 def _require_magic(gguf: Path) -> None:
@@ -152,7 +152,8 @@ def _convert(gguf: Path, folder: Path, digest: str) -> None:
     for left_over in (partial, folder):
         shutil.rmtree(left_over, ignore_errors=True)
     try:
-        with _parsed_once(), quiet_conversion():
+        # the reader's bar has no switch
+        with _parsed_once(), quiet_loading(), redirect_stderr(io.StringIO()):
             model, tokenizer = _read(gguf)
             _save(model, tokenizer, partial)
         (partial / _DONE).write_text(f"{digest}\n", encoding="utf-8")
@@ -170,15 +171,11 @@ def _parsed_once() -> Iterator[None]:
     """
     import gguf
 
-    with _PARSING:
-        before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-        try:
-            for name, function in before.items():
-                setattr(gguf, name, cache(function))
-            yield
-        finally:
-            for name, function in before.items():
-                setattr(gguf, name, function)
+    names = ("GGUFReader", "get_tensor_name_map")
+    with _PARSING, ExitStack() as stack:
+        for name in names:
+            stack.enter_context(replaced(gguf, name, cache(getattr(gguf, name))))
+        yield
 
 
 def _read(gguf: Path) -> tuple[Any, Any]:
@@ -212,8 +209,5 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     # the dequantised model is a plain one; transformers refuses to save it while it says otherwise
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
-    try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    except (OSError, SafetensorError) as error:
-        raise _no_cache(error) from None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

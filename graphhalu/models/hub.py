@@ -1,10 +1,14 @@
-"""Models of the hub: asked for once, then taken from the hub or from the local cache.
+"""Models of the hub: asked for once, then taken from the hub or from the local cache, and loaded quietly.
 
 Left alone, the hub client asks again for every file, and for each of them it tries five times
 over 23 seconds when there is no network.
 """
 
+import logging
 import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +16,33 @@ from graphhalu.core.errors import ModelUnavailableError
 
 ANSWER_S: Final = 10.0
 """Timeout of a question to the hub, in seconds."""
+_NOISY: Final = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate")
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without progress bars, warnings and logs of transformers and what it loads with.
+
+    Bars of a download stay: it can take an hour, and they show only on a terminal.
+    """
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    with ExitStack() as stack:
+        for name in _NOISY:
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        has_bars = transformers_logging.is_progress_bar_enabled()
+        if has_bars:
+            stack.callback(transformers_logging.enable_progress_bar)
+        stack.enter_context(warnings.catch_warnings())
+        # the switch of the bars warns when the environment has already set it
+        warnings.simplefilter("ignore")
+        if has_bars:
+            transformers_logging.disable_progress_bar()
+            enable_progress_bars()
+        yield
 
 
 def find_on_hub(hub_id: str, revision: str | None, *, is_gated: bool = False) -> dict[str, Any]:
@@ -51,24 +82,22 @@ def _ask(hub_id: str, revision: str | None) -> str | Exception | None:
     The question runs in a thread of its own because neither a name server nor a firewall that
     drops packets keeps to a timeout.
     """
-    answers: list[str | Exception | None] = []
-    thread = threading.Thread(
-        target=lambda: answers.append(_commit(hub_id, revision)), name="hub", daemon=True
-    )
-    thread.start()
-    thread.join(ANSWER_S)
-    late = TimeoutError(f"no answer within {ANSWER_S:g} s")
-    return answers[0] if answers else late
-
-
-def _commit(hub_id: str, revision: str | None) -> str | Exception | None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    try:
-        url = hf_hub_url(hub_id, "config.json", revision=revision)
-        return get_hf_file_metadata(url, timeout=ANSWER_S).commit_hash
-    except Exception as error:  # noqa: BLE001  in a thread nobody would see it; it is the answer
-        return error
+    late = TimeoutError(f"no answer within {ANSWER_S:g} s")
+    answers: list[str | Exception | None] = []
+
+    def ask() -> None:
+        try:
+            url = hf_hub_url(hub_id, "config.json", revision=revision)
+            answers.append(get_hf_file_metadata(url, timeout=ANSWER_S).commit_hash)
+        except Exception as error:  # noqa: BLE001  in a thread nobody would see it; it is the answer
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, name="hub", daemon=True)
+    thread.start()
+    thread.join(ANSWER_S)
+    return answers[0] if answers else late
 
 
 def _cached_commit(hub_id: str, revision: str | None) -> str | None:

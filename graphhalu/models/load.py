@@ -17,21 +17,8 @@ from graphhalu.core.errors import ModelRefusedError, ModelUnavailableError, Usag
 from graphhalu.models.attention import model_shape
 from graphhalu.models.cards import ModelCard, ModelSource, ModelSpec, resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf
-from graphhalu.models.hub import find_on_hub
+from graphhalu.models.hub import find_on_hub, quiet_loading
 from graphhalu.models.identity import model_identity, refused_code, stored_method, trusted_revision
-from graphhalu.models.quiet import quiet_loading, silence_int8_casts
-
-__all__ = [
-    "LoadedModel",
-    "ModelSpec",
-    "batch_memory",
-    "bound_model",
-    "default_threads",
-    "free_memory",
-    "left_padded",
-    "load_model",
-    "load_tokenizer",
-]
 
 _log = logging.getLogger(__name__)
 
@@ -105,23 +92,17 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     with quiet_loading():
         config = _read("configuration", options, spec, source)
         _require_attention(config, spec.name)
-        shape = model_shape(config, spec.name)
+        model_shape(config, spec.name)  # refused before its weights are read
         tokenizer = _tokenizer(options, spec, source)
         model = _model(options, spec, source, config, device)
     if spec.quantization == "int8" or stored_method(_stored(config)) == "int8":
-        silence_int8_casts()
-    model.eval().requires_grad_(requires_grad=False)
+        # its note that int8 casts its inputs comes with every layer and call
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    model.requires_grad_(requires_grad=False)
     path, commit = options[_PATH], options.get("revision")
     identity = model_identity(source, spec, model, path=path, commit=commit)
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        spec=spec,
-        card=source.card,
-        identity=identity if trusted is None else {**identity, "remote_code": trusted},
-        eos_token_ids=_eos_token_ids(model, tokenizer),
-        **shape._asdict(),
-    )
+    identity |= {} if trusted is None else {"remote_code": trusted}
+    return _ready(model, tokenizer, spec, source.card, identity)
 
 
 def bound_model(model: Any, tokenizer: Any, spec: ModelSpec) -> LoadedModel:
@@ -145,21 +126,20 @@ def bound_model(model: Any, tokenizer: Any, spec: ModelSpec) -> LoadedModel:
         )
     name = type(model).__name__
     _require_attention(config, name)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.eval()
     identity = dict.fromkeys(("source", "revision", "weights"))
     dtype = str(model.dtype).removeprefix("torch.")
     identity |= {"name": spec.name, "architecture": name, "dtype": dtype, "quantization": spec.quantization}
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        spec=spec,
-        card=None,
-        identity=identity,
-        eos_token_ids=_eos_token_ids(model, tokenizer),
-        **model_shape(config, name)._asdict(),
-    )
+    return _ready(model, tokenizer, spec, None, identity)
+
+
+def _ready(
+    model: Any, tokenizer: Any, spec: ModelSpec, card: ModelCard | None, identity: dict[str, Any]
+) -> LoadedModel:
+    """A model in evaluation mode with its measures; its tokenizer can pad."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    eos, sizes = _eos_token_ids(model, tokenizer), model_shape(model.config, type(model).__name__)
+    return LoadedModel(model.eval(), tokenizer, spec, card, identity, eos_token_ids=eos, **sizes)
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -259,8 +239,6 @@ def _tokenizer(options: dict[str, Any], spec: ModelSpec, source: ModelSource) ->
             f"offsets, and the named spans of a prompt come from them\n"
             f"  Use a version of the model with a tokenizer.json"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

@@ -254,6 +254,7 @@ def curve_figure(result: Result, kind: str) -> Figure:
         NotEnoughDataError: If no detector has what is to be drawn.
     """
     words, curves, panels = figure_words("comparison", kind), _curves(result, kind), []
+    named_curves: list[Curve] = []
     is_calibration, families = kind == "calibration", read_text("comparison")["families"]
     # other bins would hide the few that are named
     faint = {} if is_calibration else curves
@@ -264,14 +265,12 @@ def curve_figure(result: Result, kind: str) -> Figure:
         own = {row.detector: _named_curve(row, rank, words["metric"]) for rank, row in enumerate(shown)}
         marker = {"marker": families[name][1], "markersize": 4.5} if is_calibration else {}
         drawn = [{"x": curves[d].x, "y": curves[d].y, **style, **marker} for d, style in own.items()]
+        named_curves += [curves[d] for d in own]
         others = [{"x": c.x, "y": c.y, "gid": d, **FAINT} for d, c in faint.items() if d not in own]
         panel = {"lines": [*drawn, *_reference(result, kind, words), *others], "color": LIGHT[name]}
         panels.append({**panel, "title": f"{families[name][0]}s"})
     if not panels:
         raise NotEnoughDataError(f"no detector has a {kind} curve to draw")
-    named_curves = [
-        curves[row.detector] for rows in named_rows(result).values() for row in rows if row.detector in curves
-    ]
     ylim, width = _limits(result, kind, named_curves), WIDTH_IN if len(panels) > 1 else 0.6 * WIDTH_IN
     labels = (words["x"], words["y"])
     return lines(panels, size_in=(width, 3.9), key="above", shared=labels, xlim=(-0.02, 1.02), ylim=ylim)

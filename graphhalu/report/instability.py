@@ -1,6 +1,6 @@
 """The page of the study of inter-head instability."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,7 +16,7 @@ from graphhalu.detectors.identity import Identity
 from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet
 from graphhalu.evaluation.metrics import mean_curve
 from graphhalu.heads.table import mean_of_present
-from graphhalu.report.page import Page, figure_words, frame, make_page, say
+from graphhalu.report.page import figure_words, frame, make_page, say
 from graphhalu.report.plots import (
     DOTS,
     FAINT,
@@ -52,36 +52,21 @@ _say = partial(say, "instability")
 _words = partial(figure_words, "instability")
 
 
-class Relation(NamedTuple):
-    """Instability against another measure, over the same window.
-
-    Attributes:
-        name: The other measure.
-        values: Its mean over the steps of the window; NaN if it has none.
-        pearson: Linear correlation; ``None`` if one of them has no spread.
-        spearman: Correlation of the ranks.
-    """
-
-    name: str
-    values: Float[np.ndarray, "prompt"]
-    pearson: Estimate | None
-    spearman: Estimate | None
-
-
 class StudyView(NamedTuple):
     """Prompts as the figures show them.
 
     Attributes:
         is_attack: Their class.
         score: Instability over the chosen window, as measured: no direction is applied.
-        relations: Against entropy and head agreement.
+        relations: Entropy and head agreement by name: their means over the steps of the window, NaN where
+            there is none, and the text of their correlations with the score.
         attack: Mean spread of the attacks; NaN where fewer than 5 prompts have a value.
         benign: Mean spread of the benign prompts.
     """
 
     is_attack: Bool[np.ndarray, "prompt"]
     score: Float[np.ndarray, "prompt"]
-    relations: tuple[Relation, ...]
+    relations: Mapping[str, tuple[Float[np.ndarray, "prompt"], str]]
     attack: Float[np.ndarray, "step layer"]
     benign: Float[np.ndarray, "step layer"]
 
@@ -98,23 +83,26 @@ def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> Stud
     is_attack, sample = cases.labels == 1, EvaluationSet(*cases)
     score = window_scores(layers, [window])[:, 0]
     steps = slice(window.start, window.end + 1)
-    relations = tuple(
-        _relation(text, score, present_mean(padded_steps(series, name)[:, steps]), sample)
-        for name, text in RELATED.items()
-    )
+    relations = {}
+    for name, text in RELATED.items():
+        values = present_mean(padded_steps(series, name)[:, steps])
+        relations[text] = values, correlation_text(score, values, sample)
     maps = (_mean_map(layers[members]) for members in (is_attack, ~is_attack))
     return StudyView(is_attack, score, relations, *maps)
 
 
-def _relation(
-    name: str, score: Float[np.ndarray, "prompt"], values: Float[np.ndarray, "prompt"], sample: EvaluationSet
-) -> Relation:
+def correlation_text(
+    score: Float[np.ndarray, "prompt"], values: Float[np.ndarray, "prompt"], sample: EvaluationSet
+) -> str:
+    """Linear correlation and that of the ranks, with their intervals; none where one has no spread."""
     kept = np.isfinite(score) & np.isfinite(values)
-    if kept.sum() < LEAST_PROMPTS:
-        return Relation(name, values, None, None)
-    known = EvaluationSet(sample.labels[kept], sample.groups[kept])
-    pairs = (score[kept], values[kept]), (rankdata(score[kept]), rankdata(values[kept]))
-    return Relation(name, values, *(correlation(known, *pair) for pair in pairs))
+    found: list[Estimate | None] = [None, None]
+    if kept.sum() >= LEAST_PROMPTS:
+        known = EvaluationSet(sample.labels[kept], sample.groups[kept])
+        pairs = (score[kept], values[kept]), (rankdata(score[kept]), rankdata(values[kept]))
+        found = [correlation(known, *pair) for pair in pairs]
+    named = zip(("r", "rank"), found, strict=True)
+    return "\n".join(f"{name}: none" if each is None else f"{name} = {each:+.2f}" for name, each in named)
 
 
 def _mean_map(values: Float[np.ndarray, "prompt step layer"]) -> Float[np.ndarray, "step layer"]:
@@ -134,11 +122,6 @@ def write_study(folder: SeriesFolder, calibration: Calibration, out: Path) -> Re
         DetectorMismatchError: If the calibration belongs to another model or prompt recipe.
         NotEnoughDataError: If parts of the folder are missing.
     """
-    return write_page(study_page(folder, calibration), out / PAGE_FILE, has_svg=True)
-
-
-def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
-    """The page; arguments and errors as those of :func:`write_study`."""
     identity, rows = calibration.identity, calibration.rows
     identity.check(Identity.of(folder.configuration))
     view = study_view(labelled_series(folder)[0], calibration)
@@ -164,8 +147,8 @@ def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
     }
     level = "" if calibration.tracker.k is None else f" at k = {calibration.tracker.k:g}"
     listed = [f"{words(r.name)} {r.auroc.value:.3f} and {r.in_sample.value:.3f}" for r in _by_auroc(rows)]
-    related = [f"{each.name}: {correlation_text(each)}".replace("\n", ", ") for each in view.relations]
-    return make_page(
+    related = [f"{name}: {text}".replace("\n", ", ") for name, (_, text) in view.relations.items()]
+    page = make_page(
         "instability",
         headline(calibration),
         figures=figures,
@@ -180,6 +163,7 @@ def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
         listed="; ".join(listed),
         correlations="; ".join(related),
     )
+    return write_page(page, out / PAGE_FILE, has_svg=True)
 
 
 def headline(calibration: Calibration) -> tuple[str, str]:
@@ -273,12 +257,12 @@ def map_figure(view: StudyView, calibration: Calibration) -> Figure:
 def scatter_figure(view: StudyView, calibration: Calibration) -> Figure:
     """Instability against entropy and against head agreement, with correlations."""
     panels = []
-    for relation in view.relations:
+    for measure, (values, text) in view.relations.items():
         marks = []
         for name, members in (("attack", view.is_attack), ("benign", ~view.is_attack)):
             style = {"label": name, "markersize": 5.5, "alpha": 0.75, **DOTS, **_CLASSES[name]}
-            marks.append({"x": relation.values[members], "y": view.score[members], **style})
-        panels.append({"lines": marks, "title": correlation_text(relation), "xlabel": relation.name})
+            marks.append({"x": values[members], "y": view.score[members], **style})
+        panels.append({"lines": marks, "title": text, "xlabel": measure})
     panels[0]["ylabel"] = _words("violin")[calibration.window.spread]
     return lines(panels, size_in=(WIDTH_IN, 4.2))
 
@@ -288,12 +272,6 @@ def named_rows(calibration: Calibration) -> list[Row]:
     first = [calibration.row(MAIN), calibration.row(TRACKER)]
     others = [row for row in calibration.rows if row not in first]
     return [*first, *_by_auroc(others)[: _N_NAMED - len(first)]]
-
-
-def correlation_text(relation: Relation) -> str:
-    """Both correlations with their intervals."""
-    parts = (("r", relation.pearson), ("rank", relation.spearman))
-    return "\n".join(f"{name}: none" if found is None else f"{name} = {found:+.2f}" for name, found in parts)
 
 
 def words(name: str) -> str:

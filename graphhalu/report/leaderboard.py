@@ -3,7 +3,7 @@
 On the leaderboard every detector on every store is tested anew on the stored scores.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ def leaderboard_page(results: Mapping[str, Result]) -> Page:
     Raises:
         NotEnoughDataError: If no result has the scores of a detector.
     """
-    rows = [row for board in _boards(results).values() for row in _ranked(board)]
+    rows = [row for board in _boards(results).values() for row in _ranked(board.values())]
     if not rows:
         raise NotEnoughDataError(
             "no result holds scores of a detector: keep scores.parquet beside result.json"
@@ -47,65 +47,50 @@ def leaderboard_page(results: Mapping[str, Result]) -> Page:
     return make_page("leaderboard", headline, tables={"rows": rows}, **values)
 
 
-def _boards(results: Mapping[str, Result]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Scores of the first seed by store and labels."""
-    boards: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+def _boards(results: Mapping[str, Result]) -> dict[Any, dict[str, dict[str, Any]]]:
+    """Scores of the first seed by store and labels, and by detector."""
+    boards: dict[Any, dict[str, dict[str, Any]]] = {}
+    order = [("trace_id", "ascending"), ("token", "ascending")]
     for name, result in results.items():
-        for found in _scored(name, result):
-            board = boards.setdefault(found["key"], [])
-            if found["detector"] not in {each["detector"] for each in board}:
-                board.append(found)
+        store = f"{named(result.store, 'model')} {named(result.store, 'dataset')}"
+        for row in result.rows:
+            if row.failure is not None:
+                continue
+            chosen = result.samples.filter(pc.field("detector") == row.detector)
+            chosen = chosen.filter(pc.field("seed") == pc.min(chosen["seed"])).sort_by(order)
+            labels = chosen["label"].to_numpy()
+            entry = {
+                "store": store,
+                "result": name,
+                "detector": row.detector,
+                "is_control": row.is_control,
+                "labels": labels.astype(np.int64),
+                "groups": np.array(chosen["group"].to_pylist()),
+                "scores": chosen["score"].to_numpy(zero_copy_only=False).astype(float),
+            }
+            key = (store, *chosen["trace_id"].to_pylist(), *labels.tolist())
+            boards.setdefault(key, {}).setdefault(row.detector, entry)
     return boards
 
 
-def _scored(name: str, result: Result) -> Iterator[dict[str, Any]]:
-    samples, store = result.samples, f"{named(result.store, 'model')} {named(result.store, 'dataset')}"
-    for row in result.rows:
-        if row.failure is not None:
-            continue
-        chosen = samples.filter(pc.equal(samples["detector"], row.detector))
-        seed = pc.min(chosen["seed"])
-        chosen = chosen.filter(pc.equal(chosen["seed"], seed)).sort_by(
-            [("trace_id", "ascending"), ("token", "ascending")]
-        )
-        ids, labels = chosen["trace_id"].to_pylist(), chosen["label"].to_numpy()
-        scores = chosen["score"].to_numpy(zero_copy_only=False).astype(float)
-        key = (store, hash((tuple(ids), tuple(labels.tolist()))))
-        groups = np.array(chosen["group"].to_pylist())
-        yield {
-            "key": key,
-            "store": store,
-            "result": name,
-            "detector": row.detector,
-            "is_control": row.is_control,
-            "labels": labels,
-            "groups": groups,
-            "scores": scores,
-        }
-
-
-def _ranked(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _ranked(board: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of one store, best first, each against the best that is no control."""
-    first = board[0]
-    data = EvaluationSet(first["labels"].astype(np.int64), first["groups"], N_RESAMPLES)
-    for each in board:
-        each["rows"] = _auroc(data, each["scores"])
-    ordered = sorted(board, key=lambda each: -each["rows"][0])
-    best = next((each for each in ordered if not each["is_control"]), ordered[0])
-    others = [each for each in ordered if each is not best]
-    p_values = [two_sided_p((each["rows"] - best["rows"])[1:]) for each in others]
-    corrected = (
-        dict(zip([each["detector"] for each in others], holm(p_values), strict=True)) if others else {}
-    )
+    first = next(iter(board))
+    data = EvaluationSet(first["labels"], first["groups"], N_RESAMPLES)
+    aurocs = {each["detector"]: _auroc(data, each["scores"]) for each in board}
+    ordered = sorted(board, key=lambda each: -aurocs[each["detector"]][0])
+    best = next((each for each in ordered if not each["is_control"]), ordered[0])["detector"]
+    others = [name for name in aurocs if name != best]
+    p_values = [two_sided_p((aurocs[name] - aurocs[best])[1:]) for name in others]
+    corrected = dict(zip(others, holm(p_values) if others else (), strict=True))
     found = []
     for each in ordered:
-        low, high, _ = percentile_interval(each["rows"][1:], 0.95)
-        row = {name: each[name] for name in ("store", "detector", "is_control", "result")}
-        row |= {"auroc": float(each["rows"][0]), "low": low, "high": high, "n": len(first["labels"])}
-        row |= {"difference": None, "p_holm": None}
-        if each is not best:
-            row["difference"] = float(each["rows"][0] - best["rows"][0])
-            row["p_holm"] = float(corrected[each["detector"]])
+        name = each["detector"]
+        low, high, _ = percentile_interval(aurocs[name][1:], 0.95)
+        row = {field: each[field] for field in ("store", "detector", "is_control", "result")}
+        row |= {"auroc": float(aurocs[name][0]), "low": low, "high": high, "n": len(first["labels"])}
+        row["difference"] = None if name == best else float(aurocs[name][0] - aurocs[best][0])
+        row["p_holm"] = None if name == best else float(corrected[name])
         found.append(row)
     return found
 

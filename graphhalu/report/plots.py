@@ -207,7 +207,6 @@ def distributions(
     panels: Mapping[str, Mapping[str, Float[np.ndarray, "_"]]],
     *,
     xlabel: str,
-    n_columns: int = 2,
     level: tuple[float, str] | None = None,
     has_points: bool = False,
 ) -> Figure:
@@ -216,11 +215,10 @@ def distributions(
     Args:
         panels: Values by class, by the title of the panel; all panels have the same classes.
         xlabel: What the values are.
-        n_columns: Panels in a row.
         level: A value that is marked, with its name.
         has_points: Whether every value is a mark.
     """
-    n_columns = min(n_columns, len(panels))
+    n_columns = min(2, len(panels))
     n_rows = -(-len(panels) // n_columns)
     width = WIDTH_IN if n_columns > 1 else 0.8 * WIDTH_IN
     figure = Figure((width, (2.9 if n_columns > 1 else 4.4) * n_rows + 0.5), layout="constrained")

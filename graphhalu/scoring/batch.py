@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,19 +23,9 @@ BATCH: Final = 32
 
 FIELDS: Final = ("question", "messages", "answer", "context", "id")
 """What a row may hold: a question or a conversation, and if wanted the answer, a passage and a name."""
-LIKE_ANSWERS: Final = frozenset(
-    {
-        *(
-            "given",
-            "given_answer",
-            "given_answers",
-            "response",
-            "responses",
-            "model_answer",
-            "model_response",
-        ),
-        *("output", "model_output", "completion", "prediction", "generated", "generated_answer", "reply"),
-    }
+LIKE_ANSWERS: Final = (
+    *("given", "given_answer", "given_answers", "response", "responses", "model_answer", "model_response"),
+    *("output", "model_output", "completion", "prediction", "generated", "generated_answer", "reply"),
 )
 """Names of columns that hold answers to judge, more often than not."""
 
@@ -153,7 +143,13 @@ def finished_rows(path: Path) -> list[dict[str, Any]]:
         if len(whole) < len(content):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
-    return list(_rows(path, whole))
+    rows = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        with reading(f"{path}, line {number} is not readable JSON"):
+            rows.append(parse_json(line))
+        if not isinstance(rows[-1], dict):
+            raise DataFileError(f"{path}, line {number}: expected an object, got {type(rows[-1]).__name__}")
+    return rows
 
 
 def _earlier(path: Path, asked: Sequence[Question], scorer: AnswerScorer) -> list[dict[str, Any]]:
@@ -167,15 +163,6 @@ def _earlier(path: Path, asked: Sequence[Question], scorer: AnswerScorer) -> lis
                 f"  Name another --output, or remove that file"
             )
     return rows
-
-
-def _rows(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(content.splitlines(), start=1):
-        with reading(f"{path}, line {number} is not readable JSON"):
-            row = parse_json(line)
-        if not isinstance(row, dict):
-            raise DataFileError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-        yield row
 
 
 def _optional(row: Row, name: str, field: str) -> str | None:

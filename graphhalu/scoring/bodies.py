@@ -8,12 +8,13 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from starlette.exceptions import HTTPException
 
 from graphhalu.core.numerics import json_ready
 from graphhalu.datasets.question import Question
 from graphhalu.scoring.asked import AnswerScore, asked_question
-from graphhalu.scoring.engine import Engine
-from graphhalu.scoring.jobs import EndEvent, Failure, TokenEvent, verdict
+from graphhalu.scoring.engine import EndEvent, Engine, verdict
+from graphhalu.scoring.stream import ScoredToken
 
 _TYPES: Final = {
     401: "authentication_error",
@@ -210,7 +211,7 @@ class Frame:
             "model": engine.model_name,
         }
 
-    def whole(self, answers: list[tuple[list[TokenEvent], EndEvent]]) -> dict[str, Any]:
+    def whole(self, answers: list[tuple[list[ScoredToken], EndEvent]]) -> dict[str, Any]:
         """The body of finished answers."""
         choices = []
         for index, (tokens, end) in enumerate(answers):
@@ -243,12 +244,12 @@ class Frame:
         """
         if self.is_chat:
             yield self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        tokens: list[TokenEvent] = []
+        tokens: list[ScoredToken] = []
         async for event in events:
-            if isinstance(event, Failure):
-                yield f"data: {json.dumps(error_body(event.status, event.message))}\n\n"
+            if isinstance(event, HTTPException):
+                yield f"data: {json.dumps(error_body(event.status_code, event.detail))}\n\n"
                 return
-            if isinstance(event, TokenEvent):
+            if isinstance(event, ScoredToken):
                 tokens.append(event)
                 yield self._chunk(event.text, hallucination={"tokens": [_token(event)]})
                 continue
@@ -261,7 +262,7 @@ class Frame:
             yield "data: [DONE]\n\n"
 
 
-def _token(event: TokenEvent) -> dict[str, Any]:
+def _token(event: ScoredToken) -> dict[str, Any]:
     found: dict[str, Any] = {"token": event.text, "score": event.score, "probability": event.probability}
     if event.attended:
         names = ("position", "token", "weight")
@@ -269,7 +270,7 @@ def _token(event: TokenEvent) -> dict[str, Any]:
     return found
 
 
-def hallucination(engine: Engine, score: AnswerScore, tokens: list[TokenEvent]) -> dict[str, Any]:
+def hallucination(engine: Engine, score: AnswerScore, tokens: list[ScoredToken]) -> dict[str, Any]:
     """What the detectors say of an answer."""
     token_scorer = engine.token_scorer
     found = {

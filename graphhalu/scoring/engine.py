@@ -4,34 +4,118 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Final
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.exceptions import HTTPException
 
 from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.datasets.question import Question
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.live import LIVE_ARRAYS, LiveAnswer, LiveBatch
 from graphhalu.scoring.asked import AnswerScore
-from graphhalu.scoring.jobs import (
-    EndEvent,
-    Failure,
-    Growing,
-    Job,
-    QueueFullError,
-    ScoredEvent,
-    TokenEvent,
-    verdict,
-)
 from graphhalu.scoring.ready import ServeConfig
-from graphhalu.scoring.scorer import AnswerScorer
-from graphhalu.scoring.stream import LiveScores
+from graphhalu.scoring.scorer import AnswerScorer, asked_prompt
+from graphhalu.scoring.stream import LiveScores, ScoredToken, TextStream
+from graphhalu.traces.trace import Trace
 
 _log = logging.getLogger(__name__)
 SCORED_TOGETHER: Final = 32
 """Given answers that are scored at a time, so that growing ones do not wait long."""
+
+
+class EndEvent(NamedTuple):
+    """The end of an answer.
+
+    Attributes:
+        reason: ``stop`` or ``length``.
+        score: Of the whole answer.
+        n_prompt: Tokens of the prompt.
+        n_answer: Tokens of the answer.
+    """
+
+    reason: str
+    score: AnswerScore
+    n_prompt: int
+    n_answer: int
+
+
+@dataclass(eq=False)
+class Job:
+    """A request.
+
+    Attributes:
+        questions: One to answer, or several with given answers to score.
+        deliver: Called in the engine's thread with each :class:`ScoredToken` of an answer and then with its
+            :class:`EndEvent`, or once with the scores of given answers, each with its tokens; with an
+            ``HTTPException`` if it fails.
+        deadline: When it is given up, in the time of ``time.monotonic``.
+        prompt: Fields of the prompt's settings that differ from the training.
+        settings: Of the answer; see :class:`graphhalu.extract.live.LiveAnswer`.
+        stop: Texts that end the answer; they are cut off.
+        wants_attention: Whether tokens name what they attend to.
+        is_cancelled: Set by anybody when nobody waits for it any more.
+        answer: What is being written, once it has begun.
+        texts: The text of its tokens.
+        held: Its tokens that may be the beginning of a stop text.
+        n_seen: Its tokens that the engine has looked at.
+        n_delivered: Its tokens that were handed out.
+    """
+
+    questions: Sequence[Question]
+    deliver: Callable[[Any], None]
+    deadline: float
+    prompt: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    wants_attention: bool = False
+    is_cancelled: bool = False
+    answer: LiveAnswer = field(init=False)
+    texts: TextStream = field(init=False)
+    held: list[ScoredToken] = field(default_factory=list)
+    n_seen: int = 0
+    n_delivered: int = 0
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether answers are given."""
+        return bool(self.questions[0].given)
+
+    def add(self, event: ScoredToken) -> bool:
+        """Hand out what cannot be the beginning of a stop text; true if the answer ends here."""
+        self.held.append(event)
+        text = "".join(each.text for each in self.held)
+        found = [text.find(stop) for stop in self.stop if stop in text]
+        if found:
+            rest = self._release(min(found))
+            if rest and self.held:
+                self._deliver(self.held[0]._replace(text=self.held[0].text[:rest]))
+            self.held.clear()
+            return True
+        self._release(len(text) - max((_overlap(text, stop) for stop in self.stop), default=0))
+        return False
+
+    def flush(self) -> None:
+        """Hand out what was held back."""
+        self._release(sum(len(each.text) for each in self.held))
+
+    def _release(self, n_characters: int) -> int:
+        """Hand out tokens that lie within the first characters of what is held; gives the characters left."""
+        while self.held and len(self.held[0].text) <= n_characters:
+            n_characters -= len(self.held[0].text)
+            self._deliver(self.held.pop(0))
+        return n_characters
+
+    def _deliver(self, event: ScoredToken) -> None:
+        self.n_delivered += 1
+        self.deliver(event)
 
 
 class Engine:
@@ -56,7 +140,7 @@ class Engine:
         self.tokens = None if token_scorer is None else LiveScores(token_scorer, self.extraction)
         kept = {*self.answers.arrays, *(self.tokens.arrays if self.tokens else ())}
         self.batch = LiveBatch(self.extraction, [name for name in LIVE_ARRAYS if name in kept])
-        self.growing: list[Growing] = []
+        self.growing: list[Job] = []
         self.waiting: deque[Job] = deque()
         self._wake, self._session = threading.Condition(), ExitStack()
         self._is_open, self._is_closed = False, False
@@ -97,7 +181,7 @@ class Engine:
             self._wake.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout=60)
-        for job in (*self.waiting, *(each.job for each in self.growing)):
+        for job in (*self.waiting, *self.growing):
             self._fail(job, 503, "the server is shutting down")
         self.waiting.clear()
 
@@ -110,12 +194,13 @@ class Engine:
         """Queue a job.
 
         Raises:
-            QueueFullError: If too many wait.
+            HTTPException: If too many wait; says when to try again.
         """
         with self._wake:
             if len(self.waiting) >= self.config.queue_size:
                 ahead = len(self.waiting) / self.config.max_batch
-                raise QueueFullError(max(1, min(60, round(ahead * self._seconds))))
+                seconds = max(1, min(60, round(ahead * self._seconds)))
+                raise HTTPException(429, "the queue is full", {"Retry-After": str(seconds)})
             self.waiting.append(job)
             self._wake.notify_all()
 
@@ -136,7 +221,7 @@ class Engine:
 
     def _fail(self, job: Job, status: int, message: str) -> None:
         self.n_failures.labels(str(status)).inc()
-        job.deliver(Failure(status, message))
+        job.deliver(HTTPException(status, message))
 
     def _fail_all(self, error: Exception) -> None:
         """A fault in a pass of the model ends what takes part in it, and nothing else."""
@@ -146,7 +231,7 @@ class Engine:
         self.batch.clear()
         status = 503 if isinstance(error, torch.OutOfMemoryError | MemoryError) else 500
         for each in growing:
-            self._fail(each.job, status, "the model failed; the fault is in the server's log")
+            self._fail(each, status, "the model failed; the fault is in the server's log")
 
     def _drop_stale(self) -> None:
         """Let jobs go that nobody waits for, and give up those that are late."""
@@ -155,11 +240,11 @@ class Engine:
             late = [job for job in self.waiting if job.is_cancelled or job.deadline < now]
             for job in late:
                 self.waiting.remove(job)
-        gone = [each for each in self.growing if each.job.is_cancelled or each.job.deadline < now]
+        gone = [each for each in self.growing if each.is_cancelled or each.deadline < now]
         if gone:
             self.batch.drop([each.answer for each in gone])
             self.growing = [each for each in self.growing if each not in gone]
-        for job in (*late, *(each.job for each in gone)):
+        for job in (*late, *gone):
             if not job.is_cancelled:
                 self._fail(job, 504, f"not done within {self.config.timeout_s:g} seconds")
 
@@ -182,7 +267,7 @@ class Engine:
         self._leave()
         try:
             found = self.scorer.score_many([question for job in jobs for question in job.questions])
-            tokens = self._token_events(found)
+            pairs = iter(zip(found, self._given_tokens(found), strict=True))
         except Exception as error:  # noqa: BLE001 - of a plug-in, or of one request
             _log.exception("scoring failed")
             known = isinstance(error, GraphhaluError)
@@ -190,58 +275,49 @@ class Engine:
             for job in jobs:
                 self._fail(job, 500, message)
             return
-        place = 0
         for job in jobs:
-            chosen = slice(place, place + len(job.questions))
-            place = chosen.stop
-            for score in found[chosen]:
+            scored = list(islice(pairs, len(job.questions)))
+            for score, _ in scored:
                 self._count("given", score)
-            job.deliver(ScoredEvent(found[chosen], tokens[chosen]))
+            job.deliver(scored)
 
-    def _token_events(self, scores: Sequence[AnswerScore]) -> list[list[TokenEvent]]:
+    def _given_tokens(self, scores: Sequence[AnswerScore]) -> list[list[ScoredToken]]:
         """Scores of the tokens of given answers, where there is a detector of tokens."""
-        traced = [score.trace for score in scores if score.trace is not None and score.failure is None]
-        if self.token_scorer is None or not traced:
+        of_scores = [score.trace if score.failure is None else None for score in scores]
+        traces = [trace for trace in of_scores if trace is not None]
+        if self.token_scorer is None or not traces:
             return [[] for _ in scores]
-        values = iter(self.token_scorer.values(traced).by_trace())
-        return [
-            []
-            if score.trace is None or score.failure is not None
-            else [
-                TokenEvent(text, *self._chance(float(value)), [])
-                for text, value in zip(
-                    score.trace.tokens[score.trace.prompt_length :], next(values), strict=True
-                )
-            ]
-            for score in scores
-        ]
+        values = iter(self.token_scorer.values(traces).by_trace())
+        return [[] if trace is None else self._tokens(trace, next(values)) for trace in of_scores]
+
+    def _tokens(self, trace: Trace, values: Float[np.ndarray, "_"]) -> list[ScoredToken]:
+        texts = zip(trace.tokens[trace.prompt_length :], values.tolist(), strict=True)
+        return [ScoredToken(text, None, *self._chance(value)) for text, value in texts]
 
     def _admit(self) -> None:
         """Begin the answers that there is room for."""
         jobs = self._taken(self.config.max_batch - len(self.growing), is_scoring=False)
-        new: list[Growing] = []
+        new: list[Job] = []
         for job in jobs:
             try:
-                answer = self._begun(job)
+                self._begin(job)
             except GraphhaluError as error:
                 self._fail(job, 400, str(error))
             except Exception:  # noqa: BLE001 - what a chat template or tokenizer raises
                 _log.exception("a prompt failed")
                 self._fail(job, 400, "the prompt cannot be read")
             else:
-                new.append(Growing(job, answer, self.tokenizer))
+                new.append(job)
         if not new:
             return
         self._enter()
         self.growing += new
         self.batch.add([each.answer for each in new])
 
-    def _begun(self, job: Job) -> LiveAnswer:
+    def _begin(self, job: Job) -> None:
         (question,) = job.questions
         extraction = self._extraction(**job.prompt) if job.prompt else self.extraction
-        prompt = extraction.prompt(question)
-        if prompt.failures:
-            raise UsageError(prompt.failures[0])
+        prompt = asked_prompt(extraction, question)
         limit = min(
             self.config.max_total_tokens, extraction.loaded.max_positions or self.config.max_total_tokens
         )
@@ -249,7 +325,8 @@ class Engine:
         if room < 1:
             raise UsageError(f"the prompt has {prompt.length} tokens; at most {limit - 1} are taken")
         settings = {"max_new_tokens": self.config.max_new_tokens, **job.settings}
-        return LiveAnswer(prompt, **{**settings, "max_new_tokens": min(settings["max_new_tokens"], room)})
+        settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
+        job.answer, job.texts = LiveAnswer(prompt, **settings), TextStream(self.tokenizer)
 
     def _step(self) -> None:
         """Write one token of every answer."""
@@ -266,37 +343,36 @@ class Engine:
                 _log.exception("a score failed")
                 self.growing.remove(each)
                 self.batch.drop([each.answer])
-                self._fail(each.job, 500, "scoring failed; the fault is in the server's log")
+                self._fail(each, 500, "scoring failed; the fault is in the server's log")
 
-    def _advance(self, growing: Growing) -> None:
+    def _advance(self, job: Job) -> None:
         """Hand out the newest token of an answer, and its end."""
-        answer = growing.answer
+        answer = job.answer
         is_stopped = False
-        if len(answer.token_ids) > growing.n_seen:
-            growing.n_seen = len(answer.token_ids)
+        if len(answer.token_ids) > job.n_seen:
+            job.n_seen = len(answer.token_ids)
             self.n_tokens.inc()
             score = None if self.tokens is None else self.tokens.newest(answer)
-            attended = (
-                self._attended(answer) if growing.job.wants_attention and self.batch.recorder.arrays else []
-            )
-            text = growing.texts.add(answer.token_ids[-1])
-            is_stopped = growing.add(TokenEvent(text, *self._chance(score), attended))
+            attended = self._attended(answer) if job.wants_attention and self.batch.recorder.arrays else []
+            token_id = answer.token_ids[-1]
+            text = job.texts.add(token_id)
+            is_stopped = job.add(ScoredToken(text, token_id, *self._chance(score), attended=attended))
         if answer.end is None and not is_stopped:
             return
-        growing.flush()
+        job.flush()
         if is_stopped:
             answer.end = "stop"
-            answer.cut(growing.n_delivered)
+            answer.cut(job.n_delivered)
             self.batch.drop([answer])
-        self.growing.remove(growing)
+        self.growing.remove(job)
         if not self.answers.is_live:
             self._leave()
         found = self.answers.whole(answer)
         self._count("generated", found)
-        spent = self.config.timeout_s - (growing.job.deadline - time.monotonic())
+        spent = self.config.timeout_s - (job.deadline - time.monotonic())
         self._seconds += 0.1 * (spent - self._seconds)
         reason = answer.end or "stop"
-        growing.job.deliver(EndEvent(reason, found, answer.prompt.length, len(answer.token_ids)))
+        job.deliver(EndEvent(reason, found, answer.prompt.length, len(answer.token_ids)))
 
     def _chance(self, score: float | None) -> tuple[float | None, float | None]:
         if score is None or self.token_scorer is None or score != score:  # noqa: PLR0124 - NaN
@@ -319,3 +395,15 @@ class Engine:
     def _leave(self) -> None:
         self._session.close()
         self._is_open = False
+
+
+def verdict(score: AnswerScore) -> str | None:
+    """The verdict in words; ``None`` without one."""
+    if score.is_hallucinated is None:
+        return None
+    return "hallucinated" if score.is_hallucinated else "not hallucinated"
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of a text with which a stop text may begin."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

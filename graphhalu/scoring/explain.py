@@ -1,10 +1,12 @@
 """Explanation of a score: what changes without a token, a head or an edge."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import percentileofscore
 
 from graphhalu.core.errors import NonFiniteError
 from graphhalu.detectors.base import Attribution, Detector, EdgeEffect
@@ -17,36 +19,6 @@ N_RANDOM: Final = 20
 
 
 @dataclass(frozen=True)
-class Fidelity:
-    """Whether the tokens that an explanation names matter more than others.
-
-    Attributes:
-        n_taken: Tokens that are taken out together.
-        change: Absolute change of the score without the tokens of the largest contributions.
-        random: Absolute change without random tokens of the answer, as many, each time.
-    """
-
-    n_taken: int
-    change: float
-    random: Float[np.ndarray, "draw"]
-
-    @property
-    def rank(self) -> float:
-        """Share of random choices that change the score less; 0.5 is chance."""
-        return float((self.random < self.change).mean() + (self.random == self.change).mean() / 2)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "n_taken": self.n_taken,
-            "change": self.change,
-            "random_mean": self.random.mean(),
-            "random_std": self.random.std(),
-            "rank": self.rank,
-        }
-
-
-@dataclass(frozen=True)
 class Explanation:
     """What a score is made of.
 
@@ -55,7 +27,10 @@ class Explanation:
         tokens: Score minus the score without the token, for each token of the answer; NaN where
             that has none, and for the only token of an answer.
         parts: Heads, features and edges; ``None`` where the detector cannot say.
-        fidelity: Check of ``tokens``; ``None`` for an answer of fewer than three tokens.
+        fidelity: Whether the tokens of the largest contributions matter more than others: how many are
+            taken out together (``n_taken``), the absolute ``change`` of the score, ``random_mean`` and
+            ``random_std`` of its change without as many random tokens, and as ``rank`` the share of random
+            choices that change it less; 0.5 is chance. ``None`` for an answer of fewer than three tokens.
         texts: The text of each token.
     """
 
@@ -63,7 +38,7 @@ class Explanation:
     texts: tuple[str, ...]
     tokens: Float[np.ndarray, "answer_token"]
     parts: Attribution | None
-    fidelity: Fidelity | None
+    fidelity: Mapping[str, Any] | None
 
     def strongest(self, n: int = 5) -> dict[str, list[str]]:
         """What weighs most, each with its number, by kind."""
@@ -88,7 +63,7 @@ class Explanation:
             parts["edges"] = [edge._asdict() for edge in self.parts.edges[:100]]
         return {
             "tokens": [{"text": text, "contribution": value} for text, value in pairs],
-            "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
+            "fidelity": self.fidelity,
             **parts,
         }
 
@@ -142,7 +117,7 @@ def _texts(trace: Trace) -> tuple[str, ...]:
 
 def _fidelity(
     detector: Detector, trace: Trace, score: float, tokens: Float[np.ndarray, "answer_token"], *, seed: int
-) -> Fidelity | None:
+) -> dict[str, Any] | None:
     known = np.flatnonzero(np.isfinite(tokens))
     n_taken = max(1, round(SHARE * len(tokens)))
     if len(known) < 3 or n_taken >= len(known):  # noqa: PLR2004
@@ -153,4 +128,11 @@ def _fidelity(
     positions = (trace.prompt_length + chosen for chosen in (strongest, *draws))
     masked = [without_tokens(trace, each.tolist()) for each in positions]
     changes = np.abs(score - detector.score(masked).highest().values)
-    return Fidelity(n_taken, float(changes[0]), changes[1:][np.isfinite(changes[1:])])
+    random = changes[1:][np.isfinite(changes[1:])]
+    return {
+        "n_taken": n_taken,
+        "change": float(changes[0]),
+        "random_mean": random.mean(),
+        "random_std": random.std(),
+        "rank": float(percentileofscore(random, changes[0], kind="mean")) / 100,
+    }

@@ -47,10 +47,12 @@ def push(path: Path, repository: str, *, is_private: bool = False, licence: str 
     is_store = (folder / _STORE).is_file()
     if not is_store and not (folder / DESCRIPTION_FILE).is_file():
         raise UsageError(f"{path} is neither a trained detector nor a trace store\n  Name a run or a store")
-    files = sorted(each for each in folder.rglob("*") if each.is_file() and not _is_private(each, folder))
+    # locks and what is not committed begin with a dot
+    names = {each: each.relative_to(folder) for each in sorted(folder.rglob("*")) if each.is_file()}
+    files = [each for each, name in names.items() if not any(part.startswith(".") for part in name.parts)]
     if not is_store and (odd := [each.name for each in files if each.suffix not in _MAY_BE]):
         raise UsageError(f"{folder} holds {odd[0]}, which no detector of graphhalu has; it is not uploaded")
-    sums = {each.relative_to(folder).as_posix(): file_sha256(each) for each in files}
+    sums = {names[each].as_posix(): file_sha256(each) for each in files}
     added = {
         CHECKSUMS_FILE: json.dumps({"files": sums, "provenance": provenance()}, indent=1),
         "README.md": store_card(folder, licence) if is_store else model_card(folder, licence),
@@ -178,11 +180,6 @@ def _result_rows(run: Path, detector: str) -> list[dict[str, Any]]:
         if row.get("detector") == detector and found:
             rows.append({"set": "held out in training", "metric": "AUROC", "n": "", **found})
     return rows
-
-
-def _is_private(path: Path, folder: Path) -> bool:
-    """Locks and what is not committed."""
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _hub_fault(repository: str, error: Exception) -> GraphhaluError:

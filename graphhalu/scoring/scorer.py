@@ -21,8 +21,8 @@ from graphhalu.evaluation.novelty import read_novelty
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.prompts import Prompt
 from graphhalu.extract.settings import ExtractConfig
-from graphhalu.models.check import check_model
-from graphhalu.models.load import LoadedModel, bound_model, load_model
+from graphhalu.models.check import check_model, load_checked
+from graphhalu.models.load import LoadedModel, bound_model
 from graphhalu.scoring.asked import AnswerScore, asked_question
 from graphhalu.scoring.explain import Explanation, explain
 from graphhalu.scoring.ready import ready_folder, ready_names
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     import graphhalu.scoring.stream
 
 Answers = Literal["generated", "given"]
-
-_Found = tuple[Trace | None, float, Any]
-"""A trace, its score, and those of its tokens where tokens are scored."""
 
 _UNKNOWN: Final = "the detector has no score for this answer"
 _LOADABLE: Final = ("none", "int8", "nf4")
@@ -148,7 +145,7 @@ class AnswerScorer:
         from graphhalu.scoring.stream import stream
 
         extraction = self.extraction("generated")
-        prompt = self._asked_prompt(extraction, asked_question(question, None, context))
+        prompt = asked_prompt(extraction, asked_question(question, None, context))
         n_most = max_new_tokens or extraction.config.generation.max_new_tokens
         return stream(self, prompt, extraction, max_new_tokens=n_most, temperature=temperature, seed=seed)
 
@@ -171,14 +168,8 @@ class AnswerScorer:
         from graphhalu.scoring.stream import RiskLimit
 
         extraction = self.extraction("generated")
-        prompt = self._asked_prompt(extraction, asked_question(question, None, context))
+        prompt = asked_prompt(extraction, asked_question(question, None, context))
         return RiskLimit(self, prompt, extraction, limit)
-
-    def _asked_prompt(self, extraction: Extraction, question: Question) -> Prompt:
-        prompt = extraction.prompt(question)
-        if prompt.failures:
-            raise UsageError(prompt.failures[0])
-        return prompt
 
     def score_many(self, questions: Sequence[Question]) -> list[AnswerScore]:
         """Score many answers; one that fails says so and stops no other.
@@ -311,8 +302,7 @@ class AnswerScorer:
         if key not in self._extractions:
             config = self.config(answers, **self._model_settings)
             if self._loaded is None:
-                self._loaded = load_model(config.model)
-                check_model(self._loaded)
+                self._loaded = load_checked(config.model)
             config = config.model_copy(update={"prompt": config.prompt.model_copy(update=prompt)})
             extraction = Extraction(config, self._loaded)
             self._check(extraction, is_other_prompt=bool(prompt))
@@ -331,23 +321,19 @@ class AnswerScorer:
             changed |= same
         self.identity.check(found.model_copy(update=changed))
 
-    def _warnings(self, trace: Trace) -> tuple[str, ...]:
-        found = () if self.novelty is None else self.novelty.warnings(trace)
-        return (*found, *(note for note in (self.bound_note,) if note))
-
     def _scores(self, extraction: Extraction, questions: Sequence[Question]) -> list[AnswerScore]:
         prompts = [_prompt(extraction, each) for each in questions]
         traces, failures = extraction.traces(list(extraction.generate(prompts)))
         reasons = {each["question_id"]: each["reason"] for each in failures}
-        best: dict[str, _Found] = {}
+        best: dict[str, tuple[Trace, float, Any]] = {}
         for found in self._found(traces):
-            assert found[0] is not None
             best.setdefault(found[0].record.question_id, found)  # beams come best first
-        names = [each.question_id for each in questions]
-        pairs = [(best.get(name, (None, np.nan, None)), reasons.get(name, _UNKNOWN)) for name in names]
-        return [self._answer_score(each, *pair) for each, pair in zip(questions, pairs, strict=True)]
+        return [
+            self._answer_score(each, reasons.get(each.question_id), *best.get(each.question_id, ()))
+            for each in questions
+        ]
 
-    def _found(self, traces: Sequence[Trace]) -> list[_Found]:
+    def _found(self, traces: Sequence[Trace]) -> list[tuple[Trace, float, Any]]:
         """Each trace with its score, and those of its tokens where tokens are scored."""
         scores = self.values(traces) if traces else Scores.of(np.zeros(0))
         tokens = scores.by_trace() if self.detector.card.level == "token" else [None] * len(traces)
@@ -363,8 +349,8 @@ class AnswerScorer:
             trace: Of its answer; ``None`` if there is none.
             failure: Why there is none.
         """
-        found: _Found = (None, np.nan, None) if trace is None else self._found([trace])[0]
-        return self._answer_score(question, found, failure or _UNKNOWN)
+        found = () if trace is None else self._found([trace])[0]
+        return self._answer_score(question, failure, *found)
 
     def values(self, traces: Sequence[Trace]) -> Scores:
         """Scores, NaN where there is none; what the code of a detector raises is one text."""
@@ -378,8 +364,14 @@ class AnswerScorer:
             ) from error
         return checked_scores(self.detector, scores, traces)
 
-    def _answer_score(self, question: Question, found: _Found, reason: str) -> AnswerScore:
-        trace, score, tokens = found
+    def _answer_score(
+        self,
+        question: Question,
+        failure: str | None,
+        trace: Trace | None = None,
+        score: float = np.nan,
+        tokens: Any = None,
+    ) -> AnswerScore:
         is_known, calibration, chance = bool(np.isfinite(score)), self.calibration, None
         threshold = None if calibration is None else calibration.threshold
         is_called = score >= threshold if is_known and threshold is not None else None
@@ -388,6 +380,9 @@ class AnswerScorer:
             if chance is not None and self._least_probability is not None:
                 is_called, threshold = chance >= self._least_probability, None
         given = question.given[0].text if question.given else None
+        warnings = self.novelty.warnings(trace) if self.novelty and is_known and trace else ()
+        if is_known and self.bound_note:
+            warnings = (*warnings, self.bound_note)
         return AnswerScore(
             question=question.text,
             answer=trace.record.answer if trace else given,
@@ -397,8 +392,8 @@ class AnswerScorer:
             threshold=threshold,
             is_given=given is not None,
             threshold_probability=self.threshold_probability,
-            warnings=self._warnings(trace) if is_known and trace is not None else (),
-            failure=None if is_known else reason,
+            warnings=warnings,
+            failure=None if is_known else failure or _UNKNOWN,
             trace=trace,
             tokens=tuple(json_ready(tokens.tolist())) if is_known and tokens is not None else None,
         )
@@ -421,6 +416,18 @@ def load_detector(run: Path | str, **model: Any) -> AnswerScorer:
     elif not Path(run).exists() and str(run) in ready_names():
         run = ready_folder(str(run))
     return AnswerScorer(run, **model)
+
+
+def asked_prompt(extraction: Extraction, question: Question) -> Prompt:
+    """The prompt of a question that the model will answer.
+
+    Raises:
+        UsageError: If it cannot be asked.
+    """
+    prompt = extraction.prompt(question)
+    if prompt.failures:
+        raise UsageError(prompt.failures[0])
+    return prompt
 
 
 def _prompt(extraction: Extraction, question: Question) -> Prompt:

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import Counter, generate_latest
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,10 +36,10 @@ from graphhalu.scoring.bodies import (
     faults_of,
     hallucination,
 )
-from graphhalu.scoring.engine import Engine
-from graphhalu.scoring.jobs import EndEvent, Failure, Job, QueueFullError, ScoredEvent, TokenEvent
+from graphhalu.scoring.engine import Engine, Job
 from graphhalu.scoring.ready import API_KEY, LOOPBACK, ServeConfig, read_card
 from graphhalu.scoring.scorer import AnswerScorer
+from graphhalu.scoring.stream import ScoredToken
 
 PAGE: Final = Path(__file__).with_name("server.html")
 BODY_S: Final = 30.0
@@ -98,9 +99,7 @@ class Guard:
                 span.end()
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
-        }
+        headers = Headers(scope=scope)
         host = headers.get("host", "").rpartition(":")[0].strip("[]") or headers.get("host", "")
         if self.key is None and host.lower() not in (*LOOPBACK, self.config.host):
             return 403, f"refused: call it {LOOPBACK[0]}, or set {API_KEY}"
@@ -156,39 +155,21 @@ def error_response(status: int, message: str, **headers: str) -> JSONResponse:
     return JSONResponse(error_body(status, message), status, headers=headers)
 
 
-class Waiter:
-    """Events of a job, from the engine's thread to the server's.
-
-    Args:
-        engine: Does the job.
-        make: Makes the job of what delivers its events.
-    """
-
-    def __init__(self, engine: Engine, make: Callable[[Callable[[Any], None]], Job]) -> None:
-        loop, self.events = asyncio.get_running_loop(), asyncio.Queue[Any]()
-
-        def deliver(event: Any) -> None:
-            with suppress(RuntimeError):  # the server has gone
-                loop.call_soon_threadsafe(self.events.put_nowait, event)
-
-        self.job = make(deliver)
-        engine.submit(self.job)
-
-    async def all_events(self, request: Request) -> AsyncIterator[Any]:
-        """Each event; the job is cancelled when the client leaves."""
-        try:
-            while True:
-                try:
-                    event = await asyncio.wait_for(self.events.get(), POLL_S)
-                except TimeoutError:
-                    if await request.is_disconnected():
-                        return
-                    continue
-                yield event
-                if isinstance(event, EndEvent | ScoredEvent | Failure):
+async def _delivered(job: Job, events: "asyncio.Queue[Any]", request: Request) -> AsyncIterator[Any]:
+    """Each event of a job, which is cancelled when the client leaves."""
+    try:
+        while True:
+            try:
+                event = await asyncio.wait_for(events.get(), POLL_S)
+            except TimeoutError:
+                if await request.is_disconnected():
                     return
-        finally:
-            self.job.is_cancelled = True
+                continue
+            yield event
+            if not isinstance(event, ScoredToken):
+                return
+    finally:
+        job.is_cancelled = True
 
 
 class Api:
@@ -203,59 +184,69 @@ class Api:
         self.engine, self.config = engine, config
         self.page, self.policy = _page()
 
-    def _job(self, questions: list[Question], deliver: Callable[[Any], None], **settings: Any) -> Job:
-        return Job(questions, deliver, time.monotonic() + self.config.timeout_s, **settings)
+    def _events(self, request: Request, questions: list[Question], **settings: Any) -> AsyncIterator[Any]:
+        """Queue a job; its events come from the engine's thread to the server's."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
-    def _waiter(self, body: CompletionRequest, question: Question, prompt: dict[str, Any]) -> Waiter:
+        def deliver(event: Any) -> None:
+            with suppress(RuntimeError):  # the server has gone
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        job = Job(questions, deliver, time.monotonic() + self.config.timeout_s, **settings)
+        self.engine.submit(job)
+        return _delivered(job, events, request)
+
+    def _answer(
+        self, body: CompletionRequest, question: Question, request: Request, **prompt: str
+    ) -> AsyncIterator[Any]:
         if body.model not in (None, "", self.engine.model_name):
             raise HTTPException(
                 404, f"no model {body.model!r} is served; the model is {self.engine.model_name!r}"
             )
         settings: dict[str, Any] = {"settings": body.settings(), "stop": body.stops, "prompt": prompt}
-        settings["wants_attention"] = body.graphhalu.attention
-        return Waiter(self.engine, lambda deliver: self._job([question], deliver, **settings))
+        return self._events(request, [question], **settings, wants_attention=body.graphhalu.attention)
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        waiter = self._waiter(body, body.asked, {})
-        frame = Frame("chat.completion", self.engine, body)
-        if body.stream:
-            return _streamed(frame, waiter, request)
-        return JSONResponse(frame.whole([await self._collected(waiter, request)]))
+        return await self._completed("chat.completion", body, [self._answer(body, body.asked, request)])
 
     async def complete(self, body: TextRequest, request: Request) -> Response:
         """Go on with a text."""
         plain = {"template": "published", "chat": "off"}
-        waiters = [self._waiter(body, Question("asked", text, ()), plain) for text in body.prompts]
-        frame = Frame("text_completion", self.engine, body)
-        if body.stream:
-            return _streamed(frame, waiters[0], request)
-        return JSONResponse(frame.whole([await self._collected(each, request) for each in waiters]))
+        asked = [Question("asked", text, ()) for text in body.prompts]
+        answers = [self._answer(body, question, request, **plain) for question in asked]
+        return await self._completed("text_completion", body, answers)
 
-    async def _collected(self, waiter: Waiter, request: Request) -> tuple[list[TokenEvent], EndEvent]:
-        tokens: list[TokenEvent] = []
-        async for event in waiter.all_events(request):
-            if isinstance(event, Failure):
-                raise HTTPException(event.status, event.message)
-            if isinstance(event, EndEvent):
-                self._log_texts(event.score)
+    async def _completed(
+        self, kind: str, body: CompletionRequest, answers: list[AsyncIterator[Any]]
+    ) -> Response:
+        frame = Frame(kind, self.engine, body)
+        if body.stream:
+            return StreamingResponse(frame.stream(answers[0]), media_type="text/event-stream")
+        found = []
+        for events in answers:
+            found.append(await self._collected(events))
+            self._log_texts(found[-1][1].score)
+        return JSONResponse(frame.whole(found))
+
+    async def _collected(self, events: AsyncIterator[Any]) -> tuple[list[ScoredToken], Any]:
+        """The tokens of a job and its last event."""
+        tokens: list[ScoredToken] = []
+        async for event in events:
+            if isinstance(event, HTTPException):
+                raise event
+            if not isinstance(event, ScoredToken):
                 return tokens, event
             tokens.append(event)
         raise HTTPException(499, "the client has left")
 
     async def score(self, body: ScoreRequest, request: Request) -> Response:
         """Score given answers."""
-        questions = [item.asked for item in body.items]
-        waiter = Waiter(self.engine, lambda deliver: self._job(questions, deliver))
-        async for event in waiter.all_events(request):
-            if isinstance(event, Failure):
-                raise HTTPException(event.status, event.message)
-            pairs = zip(event.scores, event.tokens, strict=True)
-            found = [{**hallucination(self.engine, *pair), "answer": pair[0].answer} for pair in pairs]
-            for each in event.scores:
-                self._log_texts(each)
-            return JSONResponse({"scores": found})
-        raise HTTPException(499, "the client has left")
+        _, scored = await self._collected(self._events(request, [item.asked for item in body.items]))
+        for score, _ in scored:
+            self._log_texts(score)
+        found = [{**hallucination(self.engine, *pair), "answer": pair[0].answer} for pair in scored]
+        return JSONResponse({"scores": found})
 
     def _log_texts(self, score: AnswerScore) -> None:
         if self.config.log_prompts:
@@ -296,10 +287,6 @@ class Api:
                 }
                 found.append({**about, "card": read_card(scorer.folder)})
         return {"detectors": json_ready(found)}
-
-
-def _streamed(frame: Frame, waiter: Waiter, request: Request) -> StreamingResponse:
-    return StreamingResponse(frame.stream(waiter.all_events(request)), media_type="text/event-stream")
 
 
 def _page() -> tuple[str, str]:
@@ -372,15 +359,13 @@ def create_app(
         app.get(path, response_model=None)(page)
 
     async def refused(_request: Request, error: Exception) -> Response:
-        if isinstance(error, QueueFullError):
-            return error_response(429, str(error), **{"Retry-After": str(error.retry_after_s)})
         if isinstance(error, RequestValidationError | ValidationError):
             return error_response(400, faults_of(error))
         assert isinstance(error, HTTPException)
-        return error_response(error.status_code, str(error.detail))
+        return error_response(error.status_code, str(error.detail), **(error.headers or {}))
 
     handler: Callable[[Request, Exception], Awaitable[Response]] = refused
-    for kind in (QueueFullError, RequestValidationError, HTTPException):
+    for kind in (RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handler)
     return app
 
@@ -404,6 +389,7 @@ def serve(app: FastAPI, config: ServeConfig, on_ready: Callable[[str], None]) ->
     with socket.socket(kind) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((config.host, config.port))
+        listening.listen()  # whoever is told the address may call it before uvicorn listens
         name = f"[{config.host}]" if ":" in config.host else config.host
         on_ready(f"http://{name}:{listening.getsockname()[1]}/")
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}

@@ -38,6 +38,8 @@ class ScoredToken(NamedTuple):
             is none.
         probability: The same as a probability, where the detector has a calibration.
         answer: The score of the whole answer, with its last token; ``None`` before.
+        attended: Position, text and weight of the tokens that its row attends to most, where the server
+            is asked for them.
     """
 
     text: str
@@ -45,6 +47,7 @@ class ScoredToken(NamedTuple):
     score: float | None
     probability: float | None
     answer: AnswerScore | None = None
+    attended: Sequence[tuple[int, str, float]] = ()
 
 
 class LiveScores:

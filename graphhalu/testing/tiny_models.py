@@ -13,7 +13,7 @@ from torch import nn
 
 from graphhalu.core.files import packaged_table
 from graphhalu.core.registry import unknown_name
-from graphhalu.models.quiet import quiet_loading
+from graphhalu.models.hub import quiet_loading
 
 VOCABULARY: Final = 97
 POSITIONS: Final = 128

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int, UInt16
 
 from graphhalu.core.axes import N_SPANS
@@ -224,20 +225,12 @@ def _strongest(
     attention: Float32[np.ndarray, "head row key"], n_edges: int
 ) -> tuple[Int[np.ndarray, "head row edge"], Float32[np.ndarray, "head row edge"]]:
     """Keys of the largest weights of each row, largest first; -1 where a row has no more."""
-    n_edges = min(n_edges, attention.shape[-1])
-    keys, weights = [], []
-    for of_head in attention:  # one head at a time: places take twice the memory of weights
-        some = (
-            np.argpartition(-of_head, n_edges - 1, axis=-1)[:, :n_edges]
-            if n_edges
-            else (np.empty((len(of_head), 0), dtype=np.int64))
-        )
-        weight = np.take_along_axis(of_head, some, axis=-1)
-        order = np.lexsort((some, -weight), axis=-1)
-        weight = np.take_along_axis(weight, order, axis=-1)
-        keys.append(np.where(weight > 0, np.take_along_axis(some, order, axis=-1), -1))
-        weights.append(weight)
-    return np.stack(keys), np.stack(weights)
+    found = torch.from_numpy(attention).topk(min(n_edges, attention.shape[-1]), dim=-1)
+    weight, key = found.values.numpy(), found.indices.numpy()
+    # the first of equal weights comes first
+    order = np.lexsort((key, -weight), axis=-1)
+    weight, key = (np.take_along_axis(each, order, axis=-1) for each in (weight, key))
+    return np.where(weight > 0, key, -1), weight
 
 
 def _packed(rows: LayerRows, head: int, kind: WeightFormat) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from graphhalu.core.errors import GraphhaluError, NotEnoughDataError
+from graphhalu.core.errors import GraphhaluError
 from graphhalu.core.files import replace_file
 from graphhalu.core.numerics import json_ready
 from graphhalu.core.web import OTHER_SITE, SAFE_HEADERS, is_of_other_site
@@ -43,11 +43,8 @@ def write_view(view: View, out: Path) -> Path:
         out: The HTML file; its folder is made if it is missing.
 
     Raises:
-        NotEnoughDataError: If there is no trace.
         UsageError: If a trace is too long to be shown.
     """
-    if len(view.store) == 0:
-        raise NotEnoughDataError(f"there is no trace to show in {view.store.name}\n  Extract some first")
     replace_file(out, embedded_page(view).encode())
     return out
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 
 from graphhalu.core.errors import DetectorMismatchError, StoreMismatchError, UsageError
 from graphhalu.core.files import read_parquet, reading
-from graphhalu.detectors.base import Scores, checked_scores
+from graphhalu.detectors.base import checked_scores
 from graphhalu.detectors.saved import DESCRIPTION_FILE, DETECTOR_FOLDER, load_detector, read_description
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.evaluation.result import SCORES_FILE, Result, read_result
@@ -29,26 +29,9 @@ StoredLabels = tuple[Labels, bool]
 """Labels in the order of the store, and whether they are stored beside the traces."""
 
 
-@dataclass(frozen=True)
-class DetectorScores:
-    """What a saved detector says of traces.
-
-    Attributes:
-        name: Registered name of the detector.
-        run: Name of the folder that it was read from.
-        scores: One a trace; of a detector of tokens that of the highest token.
-        probabilities: Calibrated; ``None`` if the run has no calibration, and for a detector of
-            tokens.
-        threshold: Score from which an answer is called hallucinated.
-        tested: Traces that the run tested and did not train on; ``None`` if it does not say.
-    """
-
-    name: str
-    run: str
-    scores: Scores
-    probabilities: Float[np.ndarray, "trace"] | None
-    threshold: float | None
-    tested: frozenset[str] | None
+DetectorScores = tuple[dict[str, Any], list[dict[str, Any]]]
+"""What a page says of a detector (its name, its run, and the score from which an answer is called
+hallucinated), and of each answer: score, probability, and whether the run only tested it."""
 
 
 def shown_labels(store: TraceStore, labeller: str) -> StoredLabels:
@@ -72,7 +55,9 @@ def shown_labels(store: TraceStore, labeller: str) -> StoredLabels:
 
 
 def detector_scores(run: Path, traces: TraceStore, detector_class: str | None = None) -> DetectorScores:
-    """Score traces with the detector of a run.
+    """Score traces with the detector of a run; of a detector of tokens that of the highest token.
+
+    A probability needs a calibration, and is none of a detector of tokens.
 
     Args:
         run: Folder that ``graphhalu train`` wrote, or the folder of the detector in it.
@@ -88,18 +73,20 @@ def detector_scores(run: Path, traces: TraceStore, detector_class: str | None = 
     detector = load_detector(folder, traces, detector_class=detector_class)
     scores = checked_scores(detector, detector.score(traces), traces).highest()
     calibration = read_calibration(folder / CALIBRATION_FILE)
-    name = detector.card.name
-    probabilities = None
+    name, chances = detector.card.name, [None] * len(traces)
     if calibration is not None and detector.card.level == "answer":
-        probabilities = calibration.probability(scores.values)
-    return DetectorScores(
-        name=name,
-        run=folder.parent.resolve().name,
-        scores=scores,
-        probabilities=probabilities,
-        threshold=None if calibration is None else calibration.threshold,
-        tested=_tested(folder.parent / SCORES_FILE, name),
-    )
+        chances = calibration.probability(scores.values).tolist()
+    tested = _tested(folder.parent / SCORES_FILE, name)
+    columns = (scores.values.tolist(), chances, scores.is_valid.tolist(), traces.trace_ids)
+    threshold = None if calibration is None else calibration.threshold
+    return {"name": name, "run": folder.parent.resolve().name, "threshold": threshold}, [
+        {
+            "score": score if is_valid else None,
+            "probability": chance if is_valid else None,
+            "is_tested": None if tested is None else trace_id in tested,
+        }
+        for score, chance, is_valid, trace_id in zip(*columns, strict=True)
+    ]
 
 
 def held_out_traces(run: Path) -> frozenset[str] | None:

@@ -81,7 +81,7 @@ class View:
         n_edges: Edges of a row, first tokens and own token aside.
         tokenizer: Of the model, or ``None`` where it cannot be had.
         labels: In the order of the store, and whether they are stored; ``None`` for no labels.
-        detector: Scores in the order of the store; ``None`` for no detector.
+        detector: What it says, in the order of the store; ``None`` for no detector.
         token_scores: Of the answer tokens; ``None`` for no token detector.
         notes: What a reader should know, one sentence each.
     """
@@ -114,7 +114,7 @@ class View:
         Args:
             is_served: Whether the page asks for each answer when it is chosen.
         """
-        shape, labeller, detector, tokens = self.store.shape, None, self.detector, self.token_scores
+        shape, labeller, tokens = self.store.shape, None, self.token_scores
         if self.labels is not None:
             labels, is_stored = self.labels
             labeller = {"name": labels.labeller, "meaning": labels.meaning, "is_stored": is_stored}
@@ -135,8 +135,7 @@ class View:
             "span_names": list(SPAN_NAMES),
             "rising": list(RISING),
             "labeller": labeller,
-            "detector": detector
-            and {"name": detector.name, "run": detector.run, "threshold": detector.threshold},
+            "detector": self.detector and self.detector[0],
             "token_scores": tokens
             and {"run": tokens.run, "scales": {name: list(ends) for name, ends in tokens.scales.items()}},
             "answers": [self._entry(index) for index in range(len(self.store))],
@@ -174,7 +173,7 @@ class View:
         return layer_text(trace, layer, self.n_edges, _pieces(trace, token_texts(trace, self.tokenizer)))
 
     def _entry(self, index: int) -> dict[str, Any]:
-        record, detector = self.store.records[index], self.detector
+        record = self.store.records[index]
         entry: dict[str, Any] = {
             "id": record.trace_id,
             "question": cut(record.question, _SHORT),
@@ -190,12 +189,8 @@ class View:
             labels = self.labels[0]
             entry["label"] = int(labels.values[index]) if labels.is_valid[index] else None
             entry["reason"] = labels.reasons[index]
-        if detector is not None:
-            if detector.scores.is_valid[index]:
-                entry["score"] = float(detector.scores.values[index])
-                if detector.probabilities is not None:
-                    entry["probability"] = float(detector.probabilities[index])
-            entry["is_tested"] = None if detector.tested is None else record.trace_id in detector.tested
+        if self.detector is not None:
+            entry |= self.detector[1][index]
         return entry
 
 

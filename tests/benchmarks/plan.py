@@ -16,7 +16,15 @@ import torch
 from extraction import _questions
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from graphhalu.extract.cost import SIZES, Cost, ModelSize, Rates, Workload, question_cost, question_seconds
+from graphhalu.extract.cost import (
+    SIZES,
+    Cost,
+    ModelSize,
+    PlanSettings,
+    Rates,
+    question_cost,
+    question_seconds,
+)
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import Kept, replay
@@ -36,7 +44,7 @@ class Measured(NamedTuple):
     seconds: dict[str, float]
     stored_bytes: float
     cost: Cost
-    work: Workload
+    work: PlanSettings
 
 
 def figures(quick: bool) -> dict[str, Any]:
@@ -84,7 +92,7 @@ def _measure(extraction: Extraction, n_questions: int, context_tokens: int) -> M
         with store.writer() as writer:
             store_s, _ = _timed(lambda: writer.write_part(0, traces, ids))
         stored = sum(TraceStore.open(store.path).n_bytes().values()) / len(traces)
-    work = Workload(
+    work = PlanSettings(
         prompt_tokens=round(np.mean([t.record.prompt_length for t in traces])),
         answer_tokens=round(np.mean([t.record.length - t.record.prompt_length for t in traces])),
         batch=4,
@@ -147,7 +155,7 @@ def _layer(n_tokens: int, rates: Rates) -> dict[str, float]:
     arrays = CaptureSettings().arrays()
     seconds, (done,) = _timed(lambda: replay(model, [sequence], Kept(shape=shape, arrays=arrays)))
     assert done.failure is None
-    cost = question_cost(LAYER, Workload(prompt_tokens=n_tokens - 8, answer_tokens=8, weight_bytes=4))
+    cost = question_cost(LAYER, PlanSettings(prompt_tokens=n_tokens - 8, answer_tokens=8, weight_bytes=4))
     foreseen = question_seconds(cost, rates)["replay"]
     name = f"llama_layer_{n_tokens}"
     return {

@@ -11,7 +11,7 @@ import pytest
 
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.mmlu import CATEGORIES, MMLU
-from graphhalu.datasets.question import Example, Question
+from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions, seeded_order
 
 Cells = tuple[str, ...]
@@ -49,7 +49,9 @@ def test_the_folder_is_read_subject_by_subject_with_the_examples_of_each(tmp_pat
     questions = read(tmp_path)
     assert [q.metadata["subject"] for q in questions] == ["anatomy", "anatomy", "virology"]
     assert [len(q.examples) for q in questions] == [3, 3, 0]
-    assert questions[0].examples[1] == Example("Example 1?", "C", ("w", "x", "y", "z"))
+    assert questions[0].examples[1].text == "Example 1?"
+    assert questions[0].examples[1].choices == ("w", "x", "y", "z")
+    assert questions[0].examples[1].correct_choices == (2,)
 
 
 def test_a_question_has_its_options_in_their_order_and_the_right_place(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_at_most_five_examples_are_shown(tmp_path: Path) -> None:
     table(tmp_path / "dev/virology_dev.csv", *examples(7))
     table(tmp_path / "dev/anatomy_dev.csv", *examples(2))
     (question,) = read(path)
-    assert [example.question for example in question.examples] == [f"Example {place}?" for place in range(5)]
+    assert [example.text for example in question.examples] == [f"Example {place}?" for place in range(5)]
 
 
 def test_a_table_of_an_unknown_subject_has_no_category(tmp_path: Path) -> None:
@@ -107,7 +109,8 @@ def test_hub_rows_come_with_the_examples_of_their_subject(monkeypatch: pytest.Mo
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
     (question,) = load_questions("mmlu")
-    assert question.examples == (Example("Solved?", "A", ("a", "b", "c", "d")),)
+    (example,) = question.examples
+    assert (example.text, example.choices, example.answers) == ("Solved?", ("a", "b", "c", "d"), ("a",))
     assert (question.correct_choices, question.answers) == ((2,), ("c",))
     assert sorted(asked) == [("cais/mmlu", "all", "dev"), ("cais/mmlu", "all", "test")]
 

@@ -20,7 +20,7 @@ from graphhalu.datasets.prompts import (
     encode_prompt,
     require_span,
 )
-from graphhalu.datasets.question import Example, Question
+from graphhalu.datasets.question import Question
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] | trim }}[end]\n"
@@ -39,6 +39,7 @@ CUTS = CHAT.replace("{{ m['content'] | trim }}", "{{ m['content'][:60] }}")
 TODAY = "{{ date_string }} " + CHAT
 
 QUESTION = Question("q1", "What is the capital of France?", ("Paris",))
+SUM = Question("sum", "1 + 1?", ("2",), choices=("1", "2", "3"), correct_choices=(1,))
 PLAIN = "Answer the question concisely in one sentence.\n\nQuestion: What is the capital of France?\nAnswer:"
 
 
@@ -147,7 +148,7 @@ def test_options_beside_a_context_are_asked_for_by_letter_from_the_context() -> 
 
 
 def test_examples_stand_before_the_question_in_its_layout_and_belong_to_the_template() -> None:
-    examples = (Example("1 + 1?", "B", ("1", "2", "3")), Example("What is snow?", "Frozen water."))
+    examples = (SUM, Question("snow", "What is snow?", ("Frozen water.",)))
     question = Question("q", "Who?", ("Ann",), context="Ann came.", examples=examples)
     prompt = build_prompt(question, template="bare", chat=False, tokenizer=byte_level())
     assert prompt.text == (
@@ -161,14 +162,7 @@ def test_examples_stand_before_the_question_in_its_layout_and_belong_to_the_temp
 
 @pytest.mark.parametrize("template", ["concise", "bare"])
 def test_the_user_turn_of_a_chat_is_the_plain_prompt(template: str) -> None:
-    question = Question(
-        "q",
-        "Who?",
-        ("Ann",),
-        context="Ann came.",
-        choices=("Bob", "Ann"),
-        examples=(Example("1 + 1?", "B", ("1", "2")),),
-    )
+    question = Question("q", "Who?", ("Ann",), context="Ann came.", choices=("Bob", "Ann"), examples=(SUM,))
     tokenizer = byte_level()
     plain, chat = (
         build_prompt(question, template=template, chat=chat, tokenizer=tokenizer) for chat in (False, True)
@@ -203,7 +197,7 @@ def test_a_context_that_stands_twice_in_a_published_prompt_is_no_span() -> None:
     ("parts", "named"),
     [
         ({"choices": ("Bob", "Ann")}, "choices"),
-        ({"examples": (Example("1 + 1?", "2"),)}, "examples"),
+        ({"examples": (SUM,)}, "examples"),
         ({"context": "Ann came."}, "context"),
         ({"context": "Ann came.", "choices": ("Bob", "Ann")}, "choices and context"),
     ],
@@ -269,6 +263,10 @@ TEXTS = st.lists(SHORT_TEXT, max_size=5).map(tuple)
 EXAMPLES = st.lists(st.tuples(SHORT_TEXT, SHORT_TEXT, TEXTS), max_size=3)
 
 
+def example(text: str, answer: str, choices: tuple[str, ...]) -> Question:
+    return Question("e", text, (answer,), choices=choices, correct_choices=(0,))
+
+
 @given(
     text=SHORT_TEXT,
     context=st.none() | SHORT_TEXT,
@@ -294,7 +292,7 @@ def test_pieces_partition_any_prompt_and_hold_the_texts(
         context=context,
         system=system,
         choices=choices,
-        examples=tuple(Example(*parts) for parts in examples),
+        examples=tuple(example(*parts) for parts in examples),
     )
     prompt = build_prompt(question, template=template, chat=chat, tokenizer=TOKENIZER)
     ends = [0, *(piece.stop for piece in prompt.pieces)]
@@ -329,7 +327,7 @@ def test_tokens_of_any_prompt_have_the_span_of_their_characters(
         context=context,
         system=system,
         choices=choices,
-        examples=tuple(Example(*parts) for parts in examples),
+        examples=tuple(example(*parts) for parts in examples),
     )
     prompt = build_prompt(question, chat=chat, tokenizer=TOKENIZER)
     encoded = encode_prompt(prompt, TOKENIZER)

@@ -9,9 +9,9 @@ import pytest
 
 from graphhalu.core.errors import UsageError, WorkerError
 from graphhalu.engine.executors import ProcessExecutor, SerialExecutor, TaskResult, in_order
-from graphhalu.extract.run import Shard
+from graphhalu.extract.run import parse_shard
 
-NO_START = partial(Shard.parse, "x")
+NO_START = partial(parse_shard, "x")
 
 
 def test_results_come_in_order_however_they_were_found():

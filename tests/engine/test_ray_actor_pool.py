@@ -13,7 +13,7 @@ from graphhalu.core.errors import UsageError, WorkerError
 from graphhalu.engine import ray as ray_module
 from graphhalu.engine.executors import in_order
 from graphhalu.engine.ray import _Actor, _ActorPool
-from graphhalu.extract.run import Shard
+from graphhalu.extract.run import parse_shard
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +128,7 @@ def test_another_fault_of_the_work_counts_like_a_death_and_says_what_it_was():
 
 def test_a_fault_of_the_user_ends_the_run_as_itself_and_names_the_machine():
     ray = PlayedRay()
-    workers = actors(ray, start=partial(Shard.parse, "x"))
+    workers = actors(ray, start=partial(parse_shard, "x"))
     with pytest.raises(UsageError, match="a shard is written") as caught:
         list(workers.map(operator.mul, [2, 3, 5]))
     assert caught.value.__notes__[0].startswith("in a worker on ")

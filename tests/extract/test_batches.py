@@ -4,7 +4,7 @@ import pytest
 
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import Question
-from graphhalu.extract.run import Shard, batches_left, question_batches
+from graphhalu.extract.run import batches_left, parse_shard, question_batches
 from graphhalu.extract.settings import ExtractConfig
 
 QUESTIONS = [Question(f"q{place:02d}", f"What is {place}?", (f"{place}",)) for place in range(23)]
@@ -39,21 +39,19 @@ def test_a_longer_run_has_the_same_batches_first():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_share_the_batches_out_without_a_rest(count):
-    shards = [Shard(number, count) for number in range(1, count + 1)]
+    shards = [(number, count) for number in range(1, count + 1)]
     shares = [question_batches(QUESTIONS, CONFIG, shard) for shard in shards]
     batches = [batch for share in shares for batch in share]
     assert sorted(batches, key=lambda batch: batch[0]) == question_batches(QUESTIONS, CONFIG)
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
-    assert len({shard.writer for shard in shards}) == count
 
 
 def test_a_shard_is_read_as_it_is_written():
-    assert Shard.parse("3/10") == Shard(3, 10)
-    assert Shard(3, 10).writer == "shard-3-of-10"
+    assert parse_shard("3/10") == (3, 10)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "1/0", "-1/3", "1/3/5", "a/b", "1.0/3", ""])
 def test_what_is_no_shard_is_refused_with_an_example(text):
     with pytest.raises(UsageError, match="as 3/10; got"):
-        Shard.parse(text)
+        parse_shard(text)

@@ -7,7 +7,14 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from graphhalu.cli.main import run
 from graphhalu.core.errors import UsageError
-from graphhalu.extract.cost import SIZES, ModelSize, Workload, assumed_rates, question_cost, question_seconds
+from graphhalu.extract.cost import (
+    SIZES,
+    ModelSize,
+    PlanSettings,
+    assumed_rates,
+    question_cost,
+    question_seconds,
+)
 from graphhalu.extract.settings import GPU_CHUNK_BYTES, CaptureSettings
 
 TINY = ModelSize(3, 20, 5, 1, 4, 23, 31)
@@ -34,7 +41,7 @@ def tiny():
 def test_operations_are_those_that_torch_counts(tiny, n_tokens):
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         tiny(input_ids=torch.zeros(1, n_tokens, dtype=torch.int64), use_cache=False)
-    cost = question_cost(TINY, Workload(prompt_tokens=n_tokens, answer_tokens=0))
+    cost = question_cost(TINY, PlanSettings(prompt_tokens=n_tokens, answer_tokens=0))
     # torch counts all keys of a row
     others = 4 * 3 * 5 * 4 * n_tokens**2 / 2
     rotary = n_tokens * 2 * 2  # angles: positions by two frequencies
@@ -47,7 +54,7 @@ def test_an_answer_runs_once_more_behind_its_prompt(tiny):
         tiny(input_ids=torch.zeros(1, 13, dtype=torch.int64), past_key_values=cache)
         with FlopCounterMode(display=False) as counter:
             tiny(input_ids=torch.zeros(1, 7, dtype=torch.int64), past_key_values=cache)
-    work = Workload(prompt_tokens=13, answer_tokens=7, capture=CaptureSettings(rows="answer"))
+    work = PlanSettings(prompt_tokens=13, answer_tokens=7, capture=CaptureSettings(rows="answer"))
     others = 4 * 3 * 5 * 4 * 7**2 / 2
     assert counter.get_total_flops() - others - question_cost(TINY, work).replay_flops in {0, 7 * 2 * 2}
 
@@ -79,7 +86,7 @@ def test_a_number_that_is_no_model_is_refused(n_parameters):
 
 def test_the_search_is_a_prompt_once_and_each_step_of_every_beam():
     one, five = (
-        question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7, beams=n)).generate_flops
+        question_cost(TINY, PlanSettings(prompt_tokens=13, answer_tokens=7, beams=n)).generate_flops
         for n in (1, 5)
     )
     steps = sum(2 * TINY.layer_weights + 4 * 3 * 5 * 4 * (13 + 7 / 2) + 2 * 20 * 31 for _ in range(7))
@@ -89,7 +96,7 @@ def test_the_search_is_a_prompt_once_and_each_step_of_every_beam():
 def test_every_kept_beam_is_replayed_and_stored():
     rows = CaptureSettings(rows="answer")
     one, three = (
-        question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7, kept_beams=n, capture=rows))
+        question_cost(TINY, PlanSettings(prompt_tokens=13, answer_tokens=7, kept_beams=n, capture=rows))
         for n in (1, 3)
     )
     for name in ("replay_flops", "pairs", "stored_bytes", "raw_bytes"):
@@ -101,7 +108,9 @@ def test_the_rows_of_a_prompt_are_recorded_once_whatever_is_kept():
         [
             question_cost(
                 TINY,
-                Workload(prompt_tokens=13, answer_tokens=7, kept_beams=n, capture=CaptureSettings(rows=rows)),
+                PlanSettings(
+                    prompt_tokens=13, answer_tokens=7, kept_beams=n, capture=CaptureSettings(rows=rows)
+                ),
             ).pairs
             for n in (1, 3)
         ]
@@ -114,7 +123,7 @@ def test_the_rows_of_a_prompt_are_recorded_once_whatever_is_kept():
 
 def test_less_is_stored_of_streams_and_of_answer_rows():
     full, answer, streams = (
-        question_cost(TINY, Workload(prompt_tokens=53, answer_tokens=7, capture=capture)).stored_bytes
+        question_cost(TINY, PlanSettings(prompt_tokens=53, answer_tokens=7, capture=capture)).stored_bytes
         for capture in (
             CaptureSettings(),
             CaptureSettings(rows="answer"),
@@ -126,7 +135,7 @@ def test_less_is_stored_of_streams_and_of_answer_rows():
 
 
 def test_a_search_waits_for_its_weights_where_they_are_slower():
-    cost = question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7, batch=1))
+    cost = question_cost(TINY, PlanSettings(prompt_tokens=13, answer_tokens=7, batch=1))
     assert question_seconds(cost, RATES)["generate"] == cost.generate_flops / 2
     slow = {**RATES, "read": 1e-3}
     assert question_seconds(cost, slow)["generate"] == cost.weight_reads / 1e-3
@@ -135,7 +144,7 @@ def test_a_search_waits_for_its_weights_where_they_are_slower():
 def test_memory_counts_the_rows_that_a_gpu_works_on():
     no_traces, model = CaptureSettings(keep="streams", hidden_layers=()), SIZES["llama2-7b"]
     small, large = (
-        question_cost(model, Workload(prompt_tokens=n, answer_tokens=0, capture=no_traces, batch=1))
+        question_cost(model, PlanSettings(prompt_tokens=n, answer_tokens=0, capture=no_traces, batch=1))
         for n in (61, 4001)
     )
     assert 4 * model.n_heads * 4000 * 4001 > GPU_CHUNK_BYTES
@@ -143,7 +152,7 @@ def test_memory_counts_the_rows_that_a_gpu_works_on():
 
 
 def test_time_is_the_sum_of_its_parts():
-    cost = question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7))
+    cost = question_cost(TINY, PlanSettings(prompt_tokens=13, answer_tokens=7))
     found = question_seconds(cost, RATES)
     assert found["replay"] == cost.replay_flops / 3 + cost.pairs / 5
     assert found["store"] == cost.raw_bytes / 11
@@ -151,7 +160,7 @@ def test_time_is_the_sum_of_its_parts():
 
 
 def test_twice_the_device_takes_half_the_time():
-    cost = question_cost(SIZES["llama2-7b"], Workload())
+    cost = question_cost(SIZES["llama2-7b"], PlanSettings())
     slow, fast = (question_seconds(cost, assumed_rates(n * 1e14, n * 1e12, n * 1e9)) for n in (1, 2))
     assert sum(slow.values()) == pytest.approx(2 * sum(fast.values()))
 

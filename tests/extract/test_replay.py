@@ -31,15 +31,15 @@ FLOAT16_STEP = 2.0**-11
 
 def shape_of(config, *, layers=None, hidden=None):
     sizes = model_shape(config, "tiny")
-    layers = tuple(range(sizes.n_layers)) if layers is None else layers
+    layers = tuple(range(sizes["n_layers"])) if layers is None else layers
     return TraceShape(
-        n_layers=sizes.n_layers,
-        n_heads=sizes.n_heads,
-        n_kv_heads=sizes.n_kv_heads,
-        hidden_size=sizes.hidden_size,
+        n_layers=sizes["n_layers"],
+        n_heads=sizes["n_heads"],
+        n_kv_heads=sizes["n_kv_heads"],
+        hidden_size=sizes["hidden_size"],
         attention_layers=layers,
-        hidden_layers=tuple(range(sizes.n_layers + 1)) if hidden is None else hidden,
-        layer_windows=tuple(sizes.layer_windows[layer] for layer in layers),
+        hidden_layers=tuple(range(sizes["n_layers"] + 1)) if hidden is None else hidden,
+        layer_windows=tuple(sizes["layer_windows"][layer] for layer in layers),
         n_edges=N_EDGES,
     )
 

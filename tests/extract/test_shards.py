@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from graphhalu.engine.executors import ProcessExecutor
-from graphhalu.extract.run import Shard, extract
+from graphhalu.extract.run import extract
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
@@ -49,7 +49,7 @@ def test_parts_are_named_by_the_place_of_their_first_question(whole):
 def test_three_shards_in_any_order_give_the_same_parts_with_the_same_bytes(config, whole, tmp_path):
     out, counts = tmp_path / "a.zarr", []
     for number in (2, 3, 1):
-        counts.append(extract(config, out, shard=Shard(number, 3)).n_new)
+        counts.append(extract(config, out, shard=(number, 3)).n_new)
     assert sorted(counts) == [7, 8, 8]
     same_parts(open_traces(out), whole)
     assert verify_store(out) == []

@@ -2,7 +2,6 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,18 @@ from graphhalu.labels.run import label_records, label_store, named_labels, read_
 from graphhalu.labels.stated import GivenLabel
 from graphhalu.testing.contracts.inputs import check_labeller
 from graphhalu.traces.schema import TraceRecord
+from graphhalu.traces.store import TraceStore
 
 ANSWERS = ("Paris", "Lyon", "", "It is Paris.", "I don't know")
 
 
-@dataclass(frozen=True)
-class Store:
+class Store(TraceStore):
     """As much of a trace store as labels need."""
 
-    path: Path
-    answers: tuple[str, ...] = ANSWERS
+    path: Path = Path()
+
+    def __init__(self, path: Path, answers: tuple[str, ...] = ANSWERS) -> None:
+        self.path, self.answers = path, answers
 
     @property
     def records(self) -> list[TraceRecord]:
@@ -49,10 +50,6 @@ class Store:
     @property
     def trace_ids(self) -> tuple[str, ...]:
         return tuple(record.trace_id for record in self.records)
-
-    @property
-    def labels_folder(self) -> Path:
-        return self.path / "labels"
 
     def publish(self, file: Path) -> None:
         pass

@@ -15,16 +15,16 @@ def test_the_sizes_of_every_family_are_read(family):
     model, config = tiny_model(family)
     shape = model_shape(config, family)
     n_parameters = sum(p.numel() for p in model.get_input_embeddings().parameters())
-    assert shape.hidden_size * config.get_text_config().vocab_size == n_parameters
-    assert shape.n_layers == (2 if family == "gpt_neo" else 3)
-    assert len(shape.layer_windows) == shape.n_layers
-    assert shape.n_heads in (3, 6)
-    assert shape.n_heads % shape.n_kv_heads == 0
+    assert shape["hidden_size"] * config.get_text_config().vocab_size == n_parameters
+    assert shape["n_layers"] == (2 if family == "gpt_neo" else 3)
+    assert len(shape["layer_windows"]) == shape["n_layers"]
+    assert shape["n_heads"] in (3, 6)
+    assert shape["n_heads"] % shape["n_kv_heads"] == 0
 
 
 @pytest.mark.parametrize(("family", "n_kv_heads"), [("llama", 2), ("gpt2", 3), ("falcon", 1), ("phi", 6)])
 def test_key_value_heads_are_counted_in_the_words_of_the_family(family, n_kv_heads):
-    assert model_shape(tiny_model(family)[1], family).n_kv_heads == n_kv_heads
+    assert model_shape(tiny_model(family)[1], family)["n_kv_heads"] == n_kv_heads
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_window_that_begins_at_a_later_layer_begins_there():
     ("family", "longest"), [("llama", POSITIONS), ("gpt2", POSITIONS), ("mpt", POSITIONS), ("bloom", None)]
 )
 def test_the_context_window_is_read(family, longest):
-    assert model_shape(tiny_model(family)[1], family).max_positions == longest
+    assert model_shape(tiny_model(family)[1], family)["max_positions"] == longest
 
 
 def test_heads_that_differ_by_layer_are_refused():

@@ -59,9 +59,9 @@ def test_the_embedded_model_is_what_its_card_says(smollm2):
 
 def test_the_embedded_model_passes_its_check_and_knows_a_capital(smollm2):
     check = check_model(smollm2)
-    assert check.largest_future == 0
-    assert check.largest_row_error < 1e-5
-    assert check.logit_change > 0.1
+    assert check["largest_future"] == 0
+    assert check["largest_row_error"] < 1e-5
+    assert check["logit_change"] > 0.1
     assert "Paris" in continuation(smollm2, "The capital of France is")
 
 
@@ -92,6 +92,6 @@ def test_gemma_comes_out_of_its_four_pieces(gemma):
     assert gemma.tokenizer("a").input_ids[0] == gemma.tokenizer.bos_token_id
     assert gemma.tokenizer.chat_template is None
     assert_round_trip(gemma.tokenizer)
-    assert check_model(gemma).logit_change > 0.1
+    assert check_model(gemma)["logit_change"] > 0.1
     with torch.inference_mode():
         assert "Paris" in continuation(gemma, "The capital of France is the city of")

@@ -1,5 +1,4 @@
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from graphhalu.labels.run import label_store, read_labels, stored_labellers
 from graphhalu.labels.summary import THRESHOLDS, label_report
 from graphhalu.report.audit import example_text, tables
 from graphhalu.traces.schema import TraceRecord
+from graphhalu.traces.store import TraceStore
 
 ANSWERS = (
     "Paris",
@@ -27,12 +27,13 @@ ANSWERS = (
 )
 
 
-@dataclass(frozen=True)
-class Store:
+class Store(TraceStore):
     """As much of a trace store as labels need."""
 
-    path: Path
-    has_categories: bool = True
+    path: Path = Path()
+
+    def __init__(self, path: Path, has_categories: bool = True) -> None:
+        self.path, self.has_categories = path, has_categories
 
     @property
     def records(self) -> list[TraceRecord]:
@@ -57,10 +58,6 @@ class Store:
     @property
     def trace_ids(self) -> tuple[str, ...]:
         return tuple(record.trace_id for record in self.records)
-
-    @property
-    def labels_folder(self) -> Path:
-        return self.path / "labels"
 
     def publish(self, file: Path) -> None:
         pass

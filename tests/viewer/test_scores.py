@@ -71,15 +71,13 @@ def fitted(store, folder):
 
 def test_scores_are_those_of_the_saved_detector_with_their_calibration(run):
     folder, store = run
-    found = detector_scores(folder, store)
-    assert found.name == "sink-mass"
-    assert found.run == folder.name
-    assert len(found.scores.values) == len(store)
-    assert found.threshold is not None
-    assert found.probabilities is not None
-    assert ((found.probabilities >= 0) & (found.probabilities <= 1)).all()
-    same = detector_scores(folder / "detector", store)
-    np.testing.assert_array_equal(same.scores.values, found.scores.values)
+    about, entries = detector_scores(folder, store)
+    assert about["name"] == "sink-mass"
+    assert about["run"] == folder.name
+    assert about["threshold"] is not None
+    assert len(entries) == len(store)
+    assert all(0 <= entry["probability"] <= 1 for entry in entries)
+    assert detector_scores(folder / "detector", store) == (about, entries)
 
 
 def test_answers_that_the_run_did_not_test_are_marked(run):
@@ -96,9 +94,8 @@ def test_answers_that_the_run_did_not_test_are_marked(run):
 def test_a_detector_that_was_saved_alone_says_nothing_of_its_tests(tmp_path, run):
     _, store = run
     fitted(store, tmp_path / "alone")
-    found = detector_scores(tmp_path / "alone", store)
-    assert found.tested is None
-    assert found.probabilities is None
+    _, entries = detector_scores(tmp_path / "alone", store)
+    assert all(entry["is_tested"] is entry["probability"] is None for entry in entries)
 
 
 def test_a_folder_without_a_detector_is_named(stores, tmp_path):

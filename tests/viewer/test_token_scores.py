@@ -93,8 +93,8 @@ def test_scores_of_other_answers_are_refused(store, result, tmp_path):
 def test_a_detector_of_tokens_gives_each_answer_its_highest_token(store, tmp_path):
     labels = label_tokens(store.records)
     model = fit_for_use("token-position", store, labels, CompareConfig(n_folds=3), tmp_path)
-    found = detector_scores(tmp_path, store)
+    about, entries = detector_scores(tmp_path, store)
     expected = [max(each) for each in model.detector.score(store).by_trace()]
-    assert found.scores.values.tolist() == expected
-    assert found.threshold == model.calibration.threshold
-    assert found.probabilities is None
+    assert [entry["score"] for entry in entries] == expected
+    assert about["threshold"] == model.calibration.threshold
+    assert all(entry["probability"] is None for entry in entries)

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from graphhalu.models.quiet import quiet_loading
+from graphhalu.models.hub import quiet_loading
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 
 

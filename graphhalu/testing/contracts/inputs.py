@@ -180,7 +180,7 @@ def _check_choices(question: Question, what: str) -> None:
     require(set(right) <= set(range(n_choices)), f"{what}: a correct choice is none")
     require(n_choices != 1, f"{what} has one choice")
     require(len(set(right)) == len(right) < max(n_choices, 1), f"{what}: correct_choices")
-    is_shown = all(example.question and example.answer for example in question.examples)
+    is_shown = all(each.text and (each.correct_choices or each.answers) for each in question.examples)
     require(is_shown, f"{what} has an empty example")
     for answer in question.given:
         require(bool(answer.text.strip()), f"{what} has an empty given answer")
