@@ -46,7 +46,7 @@ from graphhalu.heads.patterns import find_pattern_heads
 from graphhalu.heads.reasoning import find_reasoning_heads
 from graphhalu.heads.retrieval import find_retrieval_heads
 from graphhalu.heads.settings import AblationSettings, PatternSettings, ReasoningSettings, RetrievalSettings
-from graphhalu.heads.table import HeadRow, HeadTable
+from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Labels, question_groups
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.run import label_records, label_store, named_labels, read_labels, stored_labellers
@@ -152,7 +152,6 @@ __all__ = [
     "ExtractConfig",
     "GatherSettings",
     "GraphRecipe",
-    "HeadRow",
     "HeadTable",
     "Labels",
     "ModelSpec",

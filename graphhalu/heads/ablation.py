@@ -7,7 +7,6 @@ logits to zero instead would leave a uniform head, and one that sees the future.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -17,7 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from graphhalu.core.errors import ModelRefusedError, UsageError
-from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.hooks import find_attention_modules
 from graphhalu.heads.retrieval import hidden_needles
@@ -56,36 +54,12 @@ def choose_heads(table: HeadTable, settings: AblationSettings) -> HeadMask:
     return top_k_heads(table, k)
 
 
-@dataclass(frozen=True)
-class AblationResult:
-    """The check of one mask.
-
-    Attributes:
-        heads: Names of the chosen heads.
-        rule: How they were chosen.
-        n_draws: Draws of random heads.
-        n_elsewhere: Random heads, over all draws, that had to come from other layers.
-        rows: One row a metric of :data:`graphhalu.heads.runs.METRICS`: ``n_items`` on which all
-            conditions have a value; the means with all heads (``whole``), without the chosen ones
-            (``ablated``) and without random ones (``random``); the differences
-            ``against_whole`` and ``against_random`` (below zero, the chosen heads are needed
-            more), each a ``value`` with its 95 % interval over groups of items (``low``,
-            ``high``).
-    """
-
-    heads: tuple[str, ...]
-    rule: str
-    n_draws: int
-    n_elsewhere: int
-    rows: tuple[dict[str, Any], ...]
-
-
 def check_heads(
     loaded: LoadedModel,
     table: HeadTable,
     settings: AblationSettings | None = None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> AblationResult:
+) -> dict[str, Any]:
     """Leave the chosen heads of a table out and compare with random heads of their layers.
 
     Args:
@@ -93,6 +67,9 @@ def check_heads(
         table: Scores of its heads.
         settings: Which heads, and on which questions.
         on_progress: Called with the number of answers given, and of all.
+
+    Returns:
+        As :func:`ablation_check`.
 
     Raises:
         UsageError: If the table belongs to another model, or the rule cannot be used.
@@ -123,7 +100,7 @@ def check_heads(
 
 def ablation_check(
     model: Any, mask: HeadMask, items: Sequence[Item], measure: Measure, *, n_draws: int = 5, seed: int = 0
-) -> AblationResult:
+) -> dict[str, Any]:
     """Quality with all heads, without the chosen ones, and without random ones of their layers.
 
     Args:
@@ -134,20 +111,31 @@ def ablation_check(
         n_draws: How often random heads are drawn.
         seed: Seed of the draws and of the resamples.
 
+    Returns:
+        Names of the chosen ``heads``; the ``rule`` by which they were chosen; ``n_draws`` of random
+        heads, and ``n_elsewhere`` of these, over all draws, that had to come from other layers; and
+        ``rows``, one a metric of :data:`graphhalu.heads.runs.METRICS`: ``n_items`` on which all
+        conditions have a value; the means with all heads (``whole``), without the chosen ones
+        (``ablated``) and without random ones (``random``); the differences ``against_whole`` and
+        ``against_random`` (below zero, the chosen heads are needed more), each a ``value`` with its
+        95 % interval over groups of items (``low``, ``high``).
+
     Raises:
         UsageError: If the mask does not fit, or leaves too few heads to compare with.
     """
-    if n_draws < 1:
-        raise UsageError(f"random heads are drawn once or more often, got --draws {n_draws}")
     generator = np.random.default_rng(seed)
     drawn = [random_heads(mask, generator) for _ in range(n_draws)]
     qualities = [measure(items)]
     for each in (mask, *(heads for heads, _ in drawn)):
         with ablating(model, each):
             qualities.append(measure(items))
-    rows = _rows(np.stack(qualities, axis=1), [item.group for item in items], seed)
-    n_elsewhere = sum(n_others for _, n_others in drawn)
-    return AblationResult(mask.names, mask.rule, n_draws, n_elsewhere, tuple(rows))
+    return {
+        "heads": mask.names,
+        "rule": mask.rule,
+        "n_draws": n_draws,
+        "n_elsewhere": sum(n_others for _, n_others in drawn),
+        "rows": tuple(_rows(np.stack(qualities, axis=1), [item.group for item in items], seed)),
+    }
 
 
 def require_fitting(table: HeadTable, identity: dict[str, Any], n_heads: int) -> None:
@@ -287,12 +275,7 @@ def _items(loaded: LoadedModel, settings: AblationSettings, template: str, *, is
             generator = np.random.default_rng(settings.seed)
             drawn = sorted(generator.choice(len(hidden), settings.num_samples, replace=False))
             hidden = [hidden[place] for place in drawn]
-        items = []
-        for each in hidden:
-            needle = each.needle
-            question = Question(each.trial_id, needle.question, (needle.real_needle,), group_id=needle.needle)
-            items.append(known_item(loaded, question, each.token_ids.tolist(), is_chat))
-        return items
+        return [known_item(loaded, each.question, each.token_ids.tolist(), is_chat) for each in hidden]
     questions = load_questions(
         settings.dataset, settings.data_path, num_samples=settings.num_samples, seed=settings.seed
     )

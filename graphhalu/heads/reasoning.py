@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import StoreMismatchError, TraceNotFoundError, UsageError
 from graphhalu.heads.settings import ReasoningSettings
-from graphhalu.heads.table import HeadScores, HeadTable, Trial, contrast, mean_of_present
+from graphhalu.heads.table import HeadScores, HeadTable, contrast, mean_of_present
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.rouge import RougeOverlap
 from graphhalu.labels.run import label_records, labels_path, read_labels
@@ -236,7 +236,7 @@ def _table(
     return HeadTable(
         role=role,
         layers=store.shape.attention_layers,
-        trials=tuple(Trial(records[i].trace_id, records[i].group_id) for i in sides[0]),
+        trials=tuple((records[i].trace_id, records[i].group_id) for i in sides[0]),
         scores=scores[0],
         chance=mean_of_present(chance[0]),
         rejected=tuple(rejected),
