@@ -81,8 +81,7 @@ from graphhalu.scoring.scorer import AnswerScorer, load_detector
 from graphhalu.scoring.server import create_app
 from graphhalu.scoring.server import serve as serve_app
 from graphhalu.studies.instability.calibrate import calibrate
-from graphhalu.studies.instability.detect import PromptDetector
-from graphhalu.studies.instability.measure import gather, require_system
+from graphhalu.studies.instability.measure import PromptDetector, gather, require_system
 from graphhalu.studies.instability.methods import read_important_heads
 from graphhalu.studies.instability.series import (
     ATTACK,

@@ -93,7 +93,7 @@ def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> Stud
         series: Prompts with a class and a measurement.
         calibration: Whose window and spread are shown.
     """
-    spread, window = calibration.window.spread, calibration.window.window
+    spread, window = calibration.window.spread, calibration.window
     cases, layers = cases_of(series), padded_steps(series, spread)
     is_attack, sample = cases.labels == 1, EvaluationSet(*cases)
     score = window_scores(layers, [window])[:, 0]
@@ -173,7 +173,7 @@ def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
         ready=frame(settings, calibration.provenance, {"prompt": dict(identity.prompt)}),
         calibration=calibration,
         quantization=identity.quantization or "none",
-        window=calibration.window.window.text(),
+        window=calibration.window.text(),
         least=LEAST_PROMPTS,
         least_rate=1 / calibration.n_benign,
         heads=f"{len(calibration.tracker.heads)} heads on all prompts{level}",
@@ -232,7 +232,7 @@ def violin_figure(view: StudyView, calibration: Calibration) -> Figure:
 def stepwise_figure(calibration: Calibration) -> Figure:
     """AUROC of each decode step, and below it how many prompts reach that step."""
     points = [point for point in calibration.steps if point.instability is not None]
-    steps, window = [point.step for point in points], calibration.window.window
+    steps, window = [point.step for point in points], calibration.window
     found = [point.instability for point in points if point.instability is not None]
     drawn = [
         estimate_line(steps, found, label="instability", **look(0)),
@@ -257,7 +257,7 @@ def map_figure(view: StudyView, calibration: Calibration) -> Figure:
     reach = max(float(np.nanmax(np.abs(difference), initial=0.0)), 1e-9)
     shared = {"norm": Normalize(float(np.nanmin(both)), float(np.nanmax(both))), "cmap": "cividis"}
     shared |= {"bar": "mean spread over heads"}
-    window = calibration.window.window
+    window = calibration.window
     box = (window.start, window.first_layer, window.length, window.stop_layer - window.first_layer)
     apart = {"norm": Normalize(-reach, reach), "bar": "difference"}
     panels = [

@@ -89,7 +89,7 @@ def calibrate(
     fitted = methods[MAIN].fit(cases, np.arange(len(series)), settings.seeds[0])
     window = WindowChoice(
         spread=settings.spread,
-        **grid[fitted.column]._asdict(),
+        **dict(grid[fitted.column]),
         direction=1 if fitted.direction > 0 else -1,
         f1_threshold=_best_f1(fitted, cases, settings),
     )

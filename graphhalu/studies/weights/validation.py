@@ -238,7 +238,7 @@ def _is_mixed(pair: Agreement, profile: WeightProfile) -> bool:
     if pair.level == "layer":
         return reads_mixed(profile, pair.static)
     parts = {"v", "o", "qkv"} if pair.static.startswith(("v_", "ov_")) else {"q", "k", "qkv"}
-    return any(mixed.part in parts for mixed in profile.mixed())
+    return not parts.isdisjoint(profile.mixed())
 
 
 def _entropy_check(profile: WeightProfile, measured: Measured) -> Row:
