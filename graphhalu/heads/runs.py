@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from graphhalu.core.axes import RowRange
@@ -19,7 +19,7 @@ from graphhalu.core.errors import NonFiniteError, NotEnoughDataError
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.forward import DeferredPass, body_below_head
+from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
 from graphhalu.extract.generate import beam_search
 from graphhalu.extract.hooks import AttentionObserver
 from graphhalu.extract.prompts import generated_answer, uses_chat
@@ -114,15 +114,11 @@ def answer_quality(
 
 def gold_logprob(model: Any, item: Item) -> float:
     """Mean log-probability (nat) of the gold answer's tokens after the prompt."""
-    device = next(model.parameters()).device
-    tokens = torch.tensor([[*item.token_ids, *item.gold_ids]], device=device)
+    token_ids, first = np.array([*item.token_ids, *item.gold_ids]), len(item.token_ids)
+    sequence = TokenSequence(token_ids, np.zeros_like(token_ids), first, row_start=first - 1)
     with torch.inference_mode():
-        given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        done = DeferredPass(model, body_below_head(model), **given, use_cache=False)
-        first = len(item.token_ids)
-        logits = done.logits(first - 1, tokens.shape[1] - 1)[0].float()
-        chosen = torch.log_softmax(logits, dim=-1).gather(1, tokens[0, first:, None])
-    return float(chosen.mean())
+        (found,) = read_likelihood(_forward(model, token_ids), [sequence])
+    return float(found.arrays["token_logprob"][first:].mean())
 
 
 def known_item(loaded: LoadedModel, question: Question, token_ids: Sequence[int], is_chat: bool) -> Item:
@@ -194,17 +190,17 @@ def run_observed(
     Returns:
         The pass, whose logits can be asked for.
     """
-    device = next(model.parameters()).device
-    tokens: Int[Tensor, "1 token"] = torch.from_numpy(token_ids.astype(np.int64))[None].to(device)
     # found by a pass of its own, whose attention must not be observed
-    body = body_below_head(model)
-    given = {
-        "input_ids": tokens,
-        "attention_mask": torch.ones_like(tokens),
-        "position_ids": torch.arange(tokens.shape[1], device=device)[None],
-    }
+    body_below_head(model)
     with torch.inference_mode(), capturing(model, observer):
-        return DeferredPass(model, body, **given, use_cache=False)
+        return _forward(model, token_ids)
+
+
+def _forward(model: Any, token_ids: Integer[np.ndarray, "token"]) -> DeferredPass:
+    tokens = torch.from_numpy(token_ids.astype(np.int64))[None].to(next(model.parameters()).device)
+    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    given["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    return DeferredPass(model, body_below_head(model), **given, use_cache=False)
 
 
 def measured_table(

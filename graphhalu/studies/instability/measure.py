@@ -8,7 +8,6 @@ calibration a measured prompt gets a score, a verdict, and the step at which it 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,9 +24,8 @@ from graphhalu.datasets.question import Question
 from graphhalu.detectors.identity import Identity
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.beams import Answer
-from graphhalu.extract.decode import Decoder, decoding
 from graphhalu.extract.forward import Replayed, TokenSequence, read_likelihood
-from graphhalu.extract.generate import beam_search
+from graphhalu.extract.generate import beam_search, sample_draws
 from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
@@ -39,7 +37,7 @@ from graphhalu.features.instability import (
     logit_std,
 )
 from graphhalu.heads.runs import RowsObserver, run_observed
-from graphhalu.models.load import LoadedModel, left_padded
+from graphhalu.models.load import LoadedModel
 from graphhalu.studies.instability.methods import focus_scores, focus_share, present_mean
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
 from graphhalu.studies.instability.settings import (
@@ -184,37 +182,15 @@ class Measurer:
 
     def _answers(self, asked: Sequence[tuple[PromptRecord, EncodedPrompt]]) -> Sequence[Answer]:
         prompts = [encoded.token_ids.tolist() for _, encoded in asked]
-        if not self.settings.temperature or not prompts:
-            return [beams[0] for beams in self.search.answer(prompts)] if prompts else ()
+        if not prompts:
+            return ()
+        if not self.settings.temperature:
+            return [beams[0] for beams in self.search.answer(prompts)]
         # the same prompt draws the same tokens in every batch
-        texts = [f"{self.settings.seed} {each.iteration} {each.prompt_id}" for each, _ in asked]
-        # a hash, since torch's generator looks at the lowest 32 bits only
-        seeds = [int(sha256(text.encode()).hexdigest()[:8], 16) for text in texts]
-        return self._drawn(prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
-
-    @torch.inference_mode()
-    def _drawn(self, prompts: list[list[int]], generators: list[torch.Generator]) -> list[Answer]:
-        """Answers whose tokens are drawn, each by a generator of its own: no batch changes them."""
-        search, device = self.search, next(self.loaded.model.parameters()).device
-        token_ids, is_token = left_padded(prompts, device)
-        decoder = Decoder(search.model, search.layer_windows, 1)
-        logits = decoder.prefill(token_ids, is_token)
-        parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
-        drawn, is_over = [list[int]() for _ in prompts], [False] * len(prompts)
-        with decoding(search.model):
-            for step in range(search.max_new_tokens):
-                shares = torch.softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
-                new = [
-                    int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)
-                ]
-                for place, token in enumerate(new):
-                    is_over[place] |= token in search.stop_ids
-                    drawn[place] += [] if is_over[place] else [token]
-                if all(is_over) or step + 1 == search.max_new_tokens:
-                    break
-                logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
-        ended = zip(drawn, is_over, strict=True)
-        return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
+        names = [f"{each.iteration} {each.prompt_id}" for each, _ in asked]
+        draws = sample_draws(names, (1, self.settings.max_new_tokens), seed=self.settings.seed)
+        drawn = self.search.sample(prompts, draws, temperature=self.settings.temperature)
+        return [samples[0] for samples in drawn]
 
     @torch.inference_mode()
     def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Answer) -> PromptSeries:
