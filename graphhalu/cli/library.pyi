@@ -9,7 +9,7 @@ from graphhalu.datasets.registry import DATASETS, require_dataset
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import read_description
 from graphhalu.engine.executors import Executor
-from graphhalu.engine.ray import RayExecutor, RayOptions, check_address
+from graphhalu.engine.ray import RayExecutor, check_address
 from graphhalu.evaluation.audit import AUDIT_FILE, audit
 from graphhalu.evaluation.audit import KIND as AUDIT
 from graphhalu.evaluation.compare import RunOptions, clear_checkpoints
@@ -160,7 +160,6 @@ __all__ = [
     "PromptDetector",
     "PromptRecord",
     "RayExecutor",
-    "RayOptions",
     "ReasoningSettings",
     "Result",
     "RetrievalSettings",

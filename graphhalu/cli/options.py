@@ -117,11 +117,11 @@ class RayEngine(Options):
 
     def load(self, given: Mapping[str, Any]) -> Any:
         """The executor that is asked for."""
-        return super().load(given).engine()
+        return super().load(given).if_asked()
 
 
 MODEL: Final = Options("ModelSpec", "model=name device threads", overrides=False)
-RAY: Final = RayEngine("RayOptions", "*", overrides=False)
+RAY: Final = RayEngine("RayExecutor", "*", overrides=False)
 
 
 def _owner(dotted: str, default: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from graphhalu.core.errors import ModelRefusedError, UsageError
 from graphhalu.datasets.registry import load_questions
+from graphhalu.extract.generate import beam_search
 from graphhalu.extract.hooks import find_attention_modules
 from graphhalu.heads.retrieval import hidden_needles
 from graphhalu.heads.runs import METRICS, Item, answer_quality, known_item, prompt_form, question_items
@@ -87,14 +88,9 @@ def check_heads(
         n_done += n_items
         on_progress(n_done, n_total)
 
-    measure = partial(
-        answer_quality,
-        loaded,
-        max_new_tokens=settings.max_new_tokens,
-        stops_at_newline=not is_chat,
-        batch_size=settings.batch_size,
-        on_progress=advance,
-    )
+    search = beam_search(loaded, max_new_tokens=settings.max_new_tokens, stops_at_newline=not is_chat)
+    how: dict[str, Any] = {"batch_size": settings.batch_size, "on_progress": advance}
+    measure = partial(answer_quality, loaded, search, **how)
     return ablation_check(loaded.model, mask, items, measure, n_draws=settings.draws, seed=settings.seed)
 
 
@@ -134,7 +130,7 @@ def ablation_check(
         "rule": mask.rule,
         "n_draws": n_draws,
         "n_elsewhere": sum(n_others for _, n_others in drawn),
-        "rows": tuple(_rows(np.stack(qualities, axis=1), [item.group for item in items], seed)),
+        "rows": tuple(_rows(np.stack(qualities, axis=1), [item.record.group_id for item in items], seed)),
     }
 
 
@@ -255,16 +251,12 @@ def _rows(
         kept, own = columns[is_there], np.asarray(groups)[is_there].tolist()
         three = np.column_stack([kept[:, 0], kept[:, 1], kept[:, 2:].mean(1)])
         means = dict(zip(("whole", "ablated", "random"), mean_of_present(three).tolist(), strict=True))
-        effects = {
-            f"against_{base}": _effect(three[:, 1] - three[:, other], own, seed)
-            for base, other in (("whole", 0), ("random", 2))
-        }
+        effects = {}
+        for base, other in (("whole", 0), ("random", 2)):
+            difference = three[:, 1] - three[:, other]
+            low, high = percentile_interval(resampled_means(difference, own, seed=seed)).tolist()
+            effects[f"against_{base}"] = {"value": float(difference.mean()), "low": low, "high": high}
         yield {"metric": name, "n_items": len(kept), **means, **effects}
-
-
-def _effect(differences: Float[np.ndarray, "item"], groups: Sequence[str], seed: int) -> dict[str, float]:
-    low, high = percentile_interval(resampled_means(differences, groups, seed=seed))
-    return {"value": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
 def _items(loaded: LoadedModel, settings: AblationSettings, template: str, *, is_chat: bool) -> list[Item]:

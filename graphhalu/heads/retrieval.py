@@ -62,11 +62,6 @@ class Passage(NamedTuple):
         """The rows that produce the answer."""
         return np.arange(self.prompt_length - 1, len(self.token_ids) - 1)
 
-    def first_key(self) -> Int[np.ndarray, "layer row"]:
-        """First key that each answer row sees."""
-        windows = np.array([w or len(self.token_ids) for w in self.windows])
-        return np.maximum(0, self.answer_rows - windows[:, None] + 1)
-
 
 def find_retrieval_heads(
     loaded: LoadedModel,
@@ -192,10 +187,8 @@ def copied_share(
     """
     n_keys, rows = len(passage.token_ids), passage.answer_rows
     is_copied = passage.token_ids[argmax] == passage.token_ids[rows + 1]
-    first_key = passage.first_key()
-    score, chance = (np.full(argmax.shape[:2], np.nan) for _ in range(2))
-    is_counted = first_key <= passage.span.start
-    _require_rows(is_counted, passage)
+    score, chance = np.full((2, *argmax.shape[:2]), np.nan)
+    first_key, is_counted = _counted_rows(passage)
     for layer in np.flatnonzero(is_counted.any(1)):
         is_hit = is_copied[layer] & is_counted[layer]
         hits = _counts(argmax[layer], is_hit, n_keys)
@@ -222,9 +215,7 @@ def mass_share(mass: Float[np.ndarray, "layer head row"], passage: Passage) -> H
     Source:
         Mean-mass form of the retrieval score, beside the largest weights of arXiv:2404.15574.
     """
-    first_key = passage.first_key()
-    is_counted = first_key <= passage.span.start
-    _require_rows(is_counted, passage)
+    first_key, is_counted = _counted_rows(passage)
     n_rows = is_counted.sum(1)
     is_seen = n_rows > 0
     n_visible = passage.answer_rows + 1 - first_key
@@ -260,13 +251,18 @@ def _span_and_others(
     return score, (before[:, starts + length] - before[:, starts]).mean(1) / length
 
 
-def _require_rows(is_counted: Bool[np.ndarray, "layer row"], passage: Passage) -> None:
+def _counted_rows(passage: Passage) -> tuple[Int[np.ndarray, "layer row"], Bool[np.ndarray, "layer row"]]:
+    """First key that each answer row sees, and which rows see the whole span."""
+    windows = np.array([w or len(passage.token_ids) for w in passage.windows])
+    first_key = np.maximum(0, passage.answer_rows - windows[:, None] + 1)
+    is_counted = first_key <= passage.span.start
     if not is_counted.any():
         raise NotEnoughDataError(
             f"no layer sees the span of tokens {passage.span.start} … {passage.span.stop - 1} "
             f"from the rows that produce the answer ({len(passage.answer_rows)} rows from "
             f"{passage.prompt_length - 1})"
         )
+    return first_key, is_counted
 
 
 def read_haystack(path: Path | None = None) -> str:

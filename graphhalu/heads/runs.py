@@ -20,7 +20,7 @@ from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
-from graphhalu.extract.generate import beam_search
+from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.hooks import AttentionObserver
 from graphhalu.extract.prompts import generated_answer, uses_chat
 from graphhalu.extract.settings import PromptSettings
@@ -41,13 +41,11 @@ class Item:
     """A prompt whose answer is known.
 
     Attributes:
-        group: Items of one group are drawn together.
         token_ids: The prompt.
         gold_ids: The first gold answer as it follows the prompt.
         record: The question with its gold answers, for the rules that judge.
     """
 
-    group: str
     token_ids: tuple[int, ...]
     gold_ids: tuple[int, ...]
     record: TraceRecord
@@ -83,15 +81,13 @@ def question_items(
 
 def answer_quality(
     loaded: LoadedModel,
+    search: BeamSearch,
     items: Sequence[Item],
     *,
-    max_new_tokens: int,
-    stops_at_newline: bool,
     batch_size: int = 8,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Float[np.ndarray, "item metric"]:
     """Every item by every metric of ``METRICS``; NaN where a rule cannot judge."""
-    search = beam_search(loaded, max_new_tokens=max_new_tokens, stops_at_newline=stops_at_newline)
     rouge, match = RougeOverlap("rouge1_recall"), AliasMatch()
     found = np.full((len(items), len(METRICS)), np.nan)
     order = sorted(range(len(items)), key=lambda index: len(items[index].token_ids))
@@ -136,7 +132,7 @@ def known_item(loaded: LoadedModel, question: Question, token_ids: Sequence[int]
         prompt_length=len(token_ids),
         length=len(token_ids) + len(gold),
     )
-    return Item(question.group_id, tuple(token_ids), tuple(gold), record)
+    return Item(tuple(token_ids), tuple(gold), record)
 
 
 class RowsObserver:

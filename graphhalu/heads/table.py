@@ -262,11 +262,11 @@ def _checked(mask: HeadMask, table: HeadTable) -> HeadMask:
     raise NotEnoughDataError(f"no {table.role} head by the rule {mask.rule!r}: {highest}")
 
 
-def mean_of_present(values: Float[np.ndarray, "trial *cell"]) -> PerCell:
-    """Mean over trials of the values that are there; NaN where there is none."""
+def mean_of_present(values: Float[np.ndarray, "*any"], axis: int = 0) -> PerCell:
+    """Mean over an axis, such as that of trials, of the values that are there; NaN where there is none."""
     is_there = ~np.isnan(values)
-    count = is_there.sum(0)
-    total = np.where(is_there, values, 0.0).sum(0)
+    count = is_there.sum(axis)
+    total = np.where(is_there, values, 0.0).sum(axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

@@ -32,7 +32,7 @@ from graphhalu.report.plots import (
 from graphhalu.report.theme import LIGHT
 from graphhalu.report.write import ReportFiles, write_page
 from graphhalu.studies.instability.calibrate import cases_of, labelled_series
-from graphhalu.studies.instability.methods import present_mean, window_scores
+from graphhalu.studies.instability.methods import window_scores
 from graphhalu.studies.instability.series import PromptSeries, SeriesFolder, padded_steps
 from graphhalu.studies.instability.settings import MAIN, TRACKER, Calibration
 from graphhalu.studies.rows import Row
@@ -99,7 +99,7 @@ def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> Stud
     score = window_scores(layers, [window])[:, 0]
     steps = slice(window.start, window.end + 1)
     relations = tuple(
-        _relation(text, score, present_mean(padded_steps(series, name)[:, steps]), sample)
+        _relation(text, score, mean_of_present(padded_steps(series, name)[:, steps], axis=-1), sample)
         for name, text in RELATED.items()
     )
     maps = (_mean_map(layers[members]) for members in (is_attack, ~is_attack))

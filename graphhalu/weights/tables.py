@@ -18,6 +18,7 @@ from graphhalu.core.config import read_yaml
 from graphhalu.core.documents import FileFormat, read_document, write_document
 from graphhalu.core.errors import UsageError
 from graphhalu.core.files import read_parquet, reading, write_parquet
+from graphhalu.core.numerics import json_ready
 from graphhalu.core.registry import unknown_name
 
 KIND: Final = FileFormat("graphhalu-weights", 1, "Make one:  graphhalu weights profile MODEL")
@@ -157,10 +158,9 @@ def _check_sizes(profile: WeightProfile) -> None:
     found = (profile.layers.num_rows, profile.heads.num_rows)
     if min(n_layers, n_heads) < 1 or found != (n_layers, n_layers * n_heads):
         raise ValueError(f"{n_layers} layers of {n_heads} heads, with tables of {found} lines")
-    for name in HEAD_DESCRIPTIONS.keys() & set(profile.heads.column_names):
-        profile.heads[name].cast(pa.float64())
-    for name in LAYER_DESCRIPTIONS.keys() & set(profile.layers.column_names):
-        profile.layers[name].cast(pa.float64())
+    for table, known in ((profile.heads, HEAD_DESCRIPTIONS), (profile.layers, LAYER_DESCRIPTIONS)):
+        for name in known.keys() & set(table.column_names):
+            table[name].cast(pa.float64())
     for name in ("part", "name", "storage"):
         profile.tensors[name].cast(pa.string())
     profile.tensors["zero_fraction"].cast(pa.float64())
@@ -181,9 +181,8 @@ def table_of(columns: Mapping[str, np.ndarray]) -> pa.Table:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    plain = [None if isinstance(v, float) and not np.isfinite(v) else v for v in values]
     has_numbers = any(isinstance(v, float) for v in values)
-    return pa.array(plain, type=pa.float64() if has_numbers else None)
+    return pa.array(json_ready(values), type=pa.float64() if has_numbers else None)
 
 
 def _numbers(table: pa.Table, quantity: str, known: Mapping[str, str]) -> Float[np.ndarray, "row"]:

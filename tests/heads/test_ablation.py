@@ -8,6 +8,7 @@ import torch
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.datasets.question import Question
+from graphhalu.extract.generate import beam_search
 from graphhalu.heads.ablation import ablation_check, check_heads, choose_heads, require_fitting
 from graphhalu.heads.runs import METRICS, answer_quality, gold_logprob, question_items
 from graphhalu.heads.settings import AblationSettings
@@ -41,13 +42,12 @@ def test_the_log_probability_of_the_gold_answer_equals_one_plain_pass(tiny, item
 
 def test_quality_has_a_value_of_each_metric_for_each_item(tiny, items):
     done = []
-    found = answer_quality(
-        tiny, items, max_new_tokens=5, stops_at_newline=False, batch_size=3, on_progress=done.append
-    )
+    search = beam_search(tiny, max_new_tokens=5, stops_at_newline=False)
+    found = answer_quality(tiny, search, items, batch_size=3, on_progress=done.append)
     assert found.shape == (7, len(METRICS))
     assert done == [3, 3, 1]
     assert (found[:, 2] < 0).all()
-    alone = answer_quality(tiny, items[4:5], max_new_tokens=5, stops_at_newline=False)
+    alone = answer_quality(tiny, search, items[4:5])
     np.testing.assert_allclose(alone[0], found[4], rtol=1e-4)
 
 

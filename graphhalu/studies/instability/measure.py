@@ -37,8 +37,9 @@ from graphhalu.features.instability import (
     logit_std,
 )
 from graphhalu.heads.runs import RowsObserver, run_observed
+from graphhalu.heads.table import mean_of_present
 from graphhalu.models.load import LoadedModel
-from graphhalu.studies.instability.methods import focus_scores, focus_share, present_mean
+from graphhalu.studies.instability.methods import focus_scores, focus_share
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
 from graphhalu.studies.instability.settings import (
     TEMPLATE,
@@ -378,7 +379,7 @@ def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice)
     Empty if the answer ends before the window.
     """
     steps = slice(choice.start, choice.start + choice.length)
-    values = present_mean(spread[steps, choice.first_layer : choice.stop_layer])
+    values = mean_of_present(spread[steps, choice.first_layer : choice.stop_layer], axis=-1)
     is_there = np.isfinite(values)
     count, total = np.cumsum(is_there), np.cumsum(np.where(is_there, values, 0.0))
     return choice.direction * np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -107,14 +107,10 @@ def window_scores(values: Float[np.ndarray, "prompt step layer"], windows: Seque
         values: NaN after the last step, and in layers that do not see the system prompt.
         windows: They start within the steps.
     """
-    means = {each: present_mean(values[..., slice(*each)]) for each in {w.layers for w in windows}}
-    scores = [present_mean(means[w.layers][:, w.start : w.end + 1]) for w in windows]
+    layers = {window.layers for window in windows}
+    means = {each: mean_of_present(values[..., slice(*each)], axis=-1) for each in layers}
+    scores = [mean_of_present(means[w.layers][:, w.start : w.end + 1], axis=-1) for w in windows]
     return np.stack(scores, axis=1)
-
-
-def present_mean(values: Float[np.ndarray, "*row value"]) -> Float[np.ndarray, "*row"]:
-    """Mean over the last axis, leaving out NaN; NaN if nothing else is there."""
-    return mean_of_present(np.moveaxis(values, -1, 0))
 
 
 class Cases(NamedTuple):
@@ -288,9 +284,7 @@ def read_important_heads(path: Path) -> Heads:
     Source:
         khhung-906/Attention-Tracker, commit d92bf08, ``configs/model_configs/*.json``.
     """
-    if not path.is_file():
-        raise UsageError(f"no list of heads at {path}")
-    listed: Any = read_json(path)
+    listed: Any = read_json(path, missing=UsageError(f"no list of heads at {path}"))
     for name in ("params", "important_heads"):
         listed = listed.get(name, listed) if isinstance(listed, dict) else listed
     try:
