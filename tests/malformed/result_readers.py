@@ -122,7 +122,7 @@ def read_head_tables(path: Path) -> Any:
     from graphhalu.heads.files import read_heads
 
     tables = read_heads(path)
-    return [(t.role, t.layers, t.scores.tolist(), str(t.model), t.seed) for t in tables]
+    return [(t.role, t.layers, t.scores.tolist(), str(t.model), t.trials) for t in tables]
 
 
 def make_sinks(folder: Path) -> None:
