@@ -60,7 +60,7 @@ def train(
 @command("compare", settings=_COMPARE, ray=RAY)
 def compare(
     settings: "library.CompareConfig",
-    ray: "library.RayOptions",
+    ray: "library.RayExecutor",
     stores: list[Path] | None = None,
     *,
     traces: Place = None,
@@ -84,7 +84,7 @@ def compare(
         resume: Go on in --out: finished detectors are kept.
         jobs: Processes to spread detectors over.
     """
-    engine = ray.engine()
+    engine = ray.if_asked()
     _use_threads(threads if engine is None else threads or engine.n_threads, jobs)
     if transfer and engine is not None:
         raise UsageError("--ray spreads the comparison of one store; leave it out with --transfer")

@@ -93,7 +93,7 @@ def ablate(
     if "task" not in settings.model_fields_set and table.role.startswith("retrieval"):
         settings = settings.model_copy(update={"task": "needle"})
     result = library.check_heads(library.load_checked(spec), table, settings, ProgressLine("answers"))
-    return Shown(vars(result), "heads_ablate", {"result": result, "role": table.role})
+    return Shown(result, "heads_ablate", {"result": result, "role": table.role})
 
 
 def _write(tables: "list[library.HeadTable]", role: str, out: Path | None, model: str, top: int) -> Shown:
@@ -113,7 +113,7 @@ def _described(table: "library.HeadTable", top: int) -> dict[str, Any]:
     values: dict[str, Any] = {name: getattr(table, name) for name in ("role", "model", "settings")}
     rejected, heads = Counter(reason for _, reason in table.rejected), []
     for row in table.ranked()[:top]:
-        place = table.layers.index(row.layer), row.head
-        heads.append(vars(row) | {name: float(grid[place]) for name, grid in table.columns.items()})
+        place = table.layers.index(row["layer"]), row["head"]
+        heads.append(row | {name: float(grid[place]) for name, grid in table.columns.items()})
     values |= {"n_accepted": len(table.trials), "rejected": dict(rejected.most_common())}
     return values | {"heads": heads}

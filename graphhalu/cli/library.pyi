@@ -8,7 +8,7 @@ from graphhalu.datasets.own import read_fields
 from graphhalu.datasets.registry import DATASETS, require_dataset
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import read_description
-from graphhalu.engine.ray import RayExecutor, RayOptions, check_address
+from graphhalu.engine.ray import RayExecutor, check_address
 from graphhalu.evaluation.audit import AUDIT_FILE, audit
 from graphhalu.evaluation.audit import KIND as AUDIT
 from graphhalu.evaluation.compare import RunOptions, clear_checkpoints
@@ -45,7 +45,7 @@ from graphhalu.heads.patterns import find_pattern_heads
 from graphhalu.heads.reasoning import find_reasoning_heads
 from graphhalu.heads.retrieval import find_retrieval_heads
 from graphhalu.heads.settings import AblationSettings, PatternSettings, ReasoningSettings, RetrievalSettings
-from graphhalu.heads.table import HeadRow, HeadTable
+from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Labels, question_groups
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.run import label_records, label_store, named_labels, read_labels, stored_labellers
@@ -80,8 +80,7 @@ from graphhalu.scoring.scorer import AnswerScorer, load_detector
 from graphhalu.scoring.server import create_app
 from graphhalu.scoring.server import serve as serve_app
 from graphhalu.studies.instability.calibrate import calibrate
-from graphhalu.studies.instability.detect import PromptDetector
-from graphhalu.studies.instability.measure import gather, require_system
+from graphhalu.studies.instability.measure import PromptDetector, gather, require_system
 from graphhalu.studies.instability.methods import read_important_heads
 from graphhalu.studies.instability.series import (
     ATTACK,
@@ -149,7 +148,6 @@ __all__ = [
     "ExtractConfig",
     "GatherSettings",
     "GraphRecipe",
-    "HeadRow",
     "HeadTable",
     "Labels",
     "ModelSpec",
@@ -159,7 +157,6 @@ __all__ = [
     "PromptDetector",
     "PromptRecord",
     "RayExecutor",
-    "RayOptions",
     "ReasoningSettings",
     "Result",
     "RetrievalSettings",

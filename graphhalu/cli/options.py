@@ -113,7 +113,7 @@ class Options:
 
 
 MODEL: Final = Options("ModelSpec", "model=name device threads", overrides=False)
-RAY: Final = Options("RayOptions", "*", overrides=False)
+RAY: Final = Options("RayExecutor", "*", overrides=False)
 
 
 def _owner(dotted: str, default: Any) -> Any:

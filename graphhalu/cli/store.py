@@ -48,7 +48,7 @@ def label_values(store: "library.TraceStore", labels: "library.Labels") -> dict[
 @command("extract", config=_EXTRACT, ray=RAY)
 def extract(
     config: "library.ExtractConfig",
-    ray: "library.RayOptions",
+    ray: "library.RayExecutor",
     *,
     out: Place = None,
     shard: str | None = None,
@@ -70,7 +70,7 @@ def extract(
 
     share = None if shard is None else run.parse_shard(shard)
     summary = run.extract(
-        config, out, engine=ray.engine(), shard=share, on_progress=ProgressLine("questions")
+        config, out, engine=ray.if_asked(), shard=share, on_progress=ProgressLine("questions")
     )
     return Shown(summary.values(), "extract", then=summary.failure)
 
@@ -97,7 +97,7 @@ def label(
 
 @command("features", ray=RAY)
 def features(
-    ray: "library.RayOptions",
+    ray: "library.RayExecutor",
     traces: Place = None,
     *,
     features: str | None = None,
@@ -112,7 +112,7 @@ def features(
         per_token: One row a token instead of one a trace.
         out: Parquet file for the table.
     """
-    engine, store = ray.engine(), open_store(traces)
+    engine, store = ray.if_asked(), open_store(traces)
     wanted = library.split_text(features or "")
     wanted = wanted or library.available_features(store.arrays, per_token=per_token)
     if out is not None:
@@ -157,7 +157,7 @@ def audit(
 
 @command("graphs compare", about="Token graphs of a store.", ray=RAY)
 def compare_graphs(
-    ray: "library.RayOptions",
+    ray: "library.RayExecutor",
     traces: Place = None,
     *,
     labeller: str = "match",
@@ -179,7 +179,7 @@ def compare_graphs(
         out: Folder of figure and JSON; by default data/runs/topology-<time>.
     """
     kept = None if layers is None else read_list("--layers", layers)
-    how: dict[str, Any] = {"layers": kept, "n_resamples": resamples, "seed": seed, "engine": ray.engine()}
+    how: dict[str, Any] = {"layers": kept, "n_resamples": resamples, "seed": seed, "engine": ray.if_asked()}
     how["recipe"] = library.GraphRecipe(library.TopK(edges_per_row), ("span",), channels="mean")
     store = open_store(traces)
     labels = library.named_labels(store, labeller)

@@ -32,7 +32,7 @@ def profile(
     weights = library.open_weights(model, revision)
     folder = out or _folder(weights)
     found = _made_profile(weights, settings, folder)
-    mixed = [{"part": each.part, "types": each.types} for each in found.mixed()]
+    mixed = [{"part": part, "types": types} for part, types in found.mixed().items()]
     values = {"folder": folder, "model": found.model, "notes": found.notes, "mixed_types": mixed}
     values["layers"] = found.layers.to_pylist()
     return Shown(values, "weights_profile", {"found": found, "n_shown": rows})

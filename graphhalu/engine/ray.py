@@ -63,28 +63,40 @@ _ENVIRONMENT: Final = {
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RayExecutor(Executor):
-    """Ray actors on one machine or many.
+class RayExecutor(Config, Executor):
+    """Ray actors on one machine or many; its fields are options of the commands that spread their work."""
 
-    Attributes:
-        address: ``local``, ``auto`` or ``HOST:PORT``.
-        n_actors: Workers; by default as many as fit on the cluster.
-        cpus: CPUs of a worker, which are its threads too.
-        gpus: GPUs of a worker.
-        wait_s: How long to wait, in seconds, while no worker is ready.
-    """
+    ray: str | None = None
+    """Spread the work over Ray: alone for this machine, auto, or HOST:PORT of a cluster that this
+    machine is a node of (set RAY_AUTH_MODE=token on all nodes)."""
+    ray_actors: int | None = Field(default=None, ge=1)
+    """Workers; by default as many as fit."""
+    ray_cpus: int = Field(default=1, ge=1)
+    """CPUs and threads of a worker."""
+    ray_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of a worker."""
+    ray_wait: float = Field(default=300.0, ge=0)
+    """Seconds to wait while no worker is ready."""
 
-    address: str = LOCAL
-    n_actors: int | None = None
-    cpus: int = 1
-    gpus: float = 0.0
-    wait_s: float = 300.0
+    def if_asked(self) -> "RayExecutor | None":
+        """This executor, if there is an address; without one no settings of workers may be given.
+
+        Raises:
+            UsageError: If the address is none, or a setting of workers has no Ray to go to.
+        """
+        if self.ray is None:
+            if self.model_fields_set:
+                raise UsageError("--ray-actors, --ray-cpus, --ray-gpus and --ray-wait go with --ray")
+            return None
+        check_address(self.ray)
+        if self.ray_gpus > 1 and self.ray_gpus != int(self.ray_gpus):
+            raise UsageError(f"a worker has a share of one GPU or whole ones, got {self.ray_gpus:g}")
+        return self
 
     @property
     def n_threads(self) -> int:
         """Threads of a worker."""
-        return self.cpus
+        return self.ray_cpus
 
     @contextmanager
     def workers(self, start: Start, at_most: int) -> Iterator[Workers]:
@@ -94,14 +106,14 @@ class RayExecutor(Executor):
             MissingExtraError: If Ray is not installed.
             WorkerError: If there is no such cluster, or this machine is too small.
         """
-        with connected(self.address) as ray, _sigterm_as_interrupt():
+        with connected(self.ray or LOCAL) as ray, _sigterm_as_interrupt():
             n_fit = self._n_fit(ray)
-            n_actors = min(at_most, self.n_actors or max(1, n_fit))
+            n_actors = min(at_most, self.ray_actors or max(1, n_fit))
             kind = ray.remote(_Actor).options(
-                num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0, max_task_retries=0
+                num_cpus=self.ray_cpus, num_gpus=self.ray_gpus, max_restarts=0, max_task_retries=0
             )
             hire = partial(kind.remote, start, str(Path.cwd()))
-            actors = _ActorPool(ray, hire, n_actors, self.wait_s, partial(self._shortage, ray))
+            actors = _ActorPool(ray, hire, n_actors, self.ray_wait, partial(self._shortage, ray))
             try:
                 yield actors.map
             finally:
@@ -110,19 +122,19 @@ class RayExecutor(Executor):
     def _n_fit(self, ray: Any) -> int:
         """Workers that the cluster has room for now."""
         total = ray.cluster_resources()
-        fits = [int(total.get("CPU", 0) // self.cpus)]
-        if self.gpus:
-            fits.append(int(total.get("GPU", 0) // self.gpus))
+        fits = [int(total.get("CPU", 0) // self.ray_cpus)]
+        if self.ray_gpus:
+            fits.append(int(total.get("GPU", 0) // self.ray_gpus))
         elif total.get("GPU", 0):
             _log.warning("the cluster has %g GPUs, and no worker uses one: --ray-gpus 1", total["GPU"])
-        if self.address == LOCAL and not min(fits):
+        if self.ray in (None, LOCAL) and not min(fits):
             raise WorkerError(self._shortage(ray))
         return min(fits)
 
     def _shortage(self, ray: Any) -> str:
         total = ray.cluster_resources()
         return (
-            f"no worker is ready: each needs {self.cpus} CPUs and {self.gpus:g} GPUs, and the "
+            f"no worker is ready: each needs {self.ray_cpus} CPUs and {self.ray_gpus:g} GPUs, and the "
             f"cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs\n"
             f"  Add nodes to it, or ask for less with --ray-cpus and --ray-gpus"
         )
@@ -372,35 +384,3 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class RayOptions(Config):
-    """The cluster, and the workers on it."""
-
-    ray: str | None = Field(default=None, serialization_alias="address")
-    """Spread the work over Ray: alone for this machine, auto, or HOST:PORT of a cluster that this
-    machine is a node of (set RAY_AUTH_MODE=token on all nodes)."""
-    ray_actors: int | None = Field(default=None, ge=1, serialization_alias="n_actors")
-    """Workers; by default as many as fit."""
-    ray_cpus: int | None = Field(default=None, ge=1, serialization_alias="cpus")
-    """CPUs and threads of a worker; by default 1."""
-    ray_gpus: float | None = Field(default=None, ge=0, serialization_alias="gpus")
-    """GPUs of a worker; by default 0."""
-    ray_wait: float | None = Field(default=None, ge=0, serialization_alias="wait_s")
-    """Seconds to wait while no worker is ready; by default 300."""
-
-    def engine(self) -> RayExecutor | None:
-        """The executor that is asked for, if one is.
-
-        Raises:
-            UsageError: If the address is none, or a setting of workers has no Ray to go to.
-        """
-        given: dict[str, Any] = self.model_dump(by_alias=True, exclude_none=True)
-        if self.ray is None:
-            if given:
-                raise UsageError("--ray-actors, --ray-cpus, --ray-gpus and --ray-wait go with --ray")
-            return None
-        check_address(self.ray)
-        if self.ray_gpus is not None and self.ray_gpus > 1 and self.ray_gpus != int(self.ray_gpus):
-            raise UsageError(f"a worker has a share of one GPU or whole ones, got {self.ray_gpus:g}")
-        return RayExecutor(**given)

@@ -37,8 +37,7 @@ from graphhalu.extract.worker import (
 )
 from graphhalu.models.cards import resolve_model
 from graphhalu.traces.disk import check_fits
-from graphhalu.traces.local import LocalBackend
-from graphhalu.traces.storage import MAIN
+from graphhalu.traces.storage import MAIN, LocalBackend
 from graphhalu.traces.store import TraceStore, open_or_create, storage_backend
 from graphhalu.traces.write import PartQueue
 

@@ -7,7 +7,6 @@ logits to zero instead would leave a uniform head, and one that sees the future.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -17,8 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from graphhalu.core.errors import ModelRefusedError, UsageError
-from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
+from graphhalu.extract.generate import beam_search
 from graphhalu.extract.hooks import find_attention_modules
 from graphhalu.heads.retrieval import hidden_needles
 from graphhalu.heads.runs import METRICS, Item, answer_quality, known_item, prompt_form, question_items
@@ -56,36 +55,12 @@ def choose_heads(table: HeadTable, settings: AblationSettings) -> HeadMask:
     return top_k_heads(table, k)
 
 
-@dataclass(frozen=True)
-class AblationResult:
-    """The check of one mask.
-
-    Attributes:
-        heads: Names of the chosen heads.
-        rule: How they were chosen.
-        n_draws: Draws of random heads.
-        n_elsewhere: Random heads, over all draws, that had to come from other layers.
-        rows: One row a metric of :data:`graphhalu.heads.runs.METRICS`: ``n_items`` on which all
-            conditions have a value; the means with all heads (``whole``), without the chosen ones
-            (``ablated``) and without random ones (``random``); the differences
-            ``against_whole`` and ``against_random`` (below zero, the chosen heads are needed
-            more), each a ``value`` with its 95 % interval over groups of items (``low``,
-            ``high``).
-    """
-
-    heads: tuple[str, ...]
-    rule: str
-    n_draws: int
-    n_elsewhere: int
-    rows: tuple[dict[str, Any], ...]
-
-
 def check_heads(
     loaded: LoadedModel,
     table: HeadTable,
     settings: AblationSettings | None = None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> AblationResult:
+) -> dict[str, Any]:
     """Leave the chosen heads of a table out and compare with random heads of their layers.
 
     Args:
@@ -93,6 +68,9 @@ def check_heads(
         table: Scores of its heads.
         settings: Which heads, and on which questions.
         on_progress: Called with the number of answers given, and of all.
+
+    Returns:
+        As :func:`ablation_check`.
 
     Raises:
         UsageError: If the table belongs to another model, or the rule cannot be used.
@@ -110,20 +88,15 @@ def check_heads(
         n_done += n_items
         on_progress(n_done, n_total)
 
-    measure = partial(
-        answer_quality,
-        loaded,
-        max_new_tokens=settings.max_new_tokens,
-        stops_at_newline=not is_chat,
-        batch_size=settings.batch_size,
-        on_progress=advance,
-    )
+    search = beam_search(loaded, max_new_tokens=settings.max_new_tokens, stops_at_newline=not is_chat)
+    how: dict[str, Any] = {"batch_size": settings.batch_size, "on_progress": advance}
+    measure = partial(answer_quality, loaded, search, **how)
     return ablation_check(loaded.model, mask, items, measure, n_draws=settings.draws, seed=settings.seed)
 
 
 def ablation_check(
     model: Any, mask: HeadMask, items: Sequence[Item], measure: Measure, *, n_draws: int = 5, seed: int = 0
-) -> AblationResult:
+) -> dict[str, Any]:
     """Quality with all heads, without the chosen ones, and without random ones of their layers.
 
     Args:
@@ -134,20 +107,31 @@ def ablation_check(
         n_draws: How often random heads are drawn.
         seed: Seed of the draws and of the resamples.
 
+    Returns:
+        Names of the chosen ``heads``; the ``rule`` by which they were chosen; ``n_draws`` of random
+        heads, and ``n_elsewhere`` of these, over all draws, that had to come from other layers; and
+        ``rows``, one a metric of :data:`graphhalu.heads.runs.METRICS`: ``n_items`` on which all
+        conditions have a value; the means with all heads (``whole``), without the chosen ones
+        (``ablated``) and without random ones (``random``); the differences ``against_whole`` and
+        ``against_random`` (below zero, the chosen heads are needed more), each a ``value`` with its
+        95 % interval over groups of items (``low``, ``high``).
+
     Raises:
         UsageError: If the mask does not fit, or leaves too few heads to compare with.
     """
-    if n_draws < 1:
-        raise UsageError(f"random heads are drawn once or more often, got --draws {n_draws}")
     generator = np.random.default_rng(seed)
     drawn = [random_heads(mask, generator) for _ in range(n_draws)]
     qualities = [measure(items)]
     for each in (mask, *(heads for heads, _ in drawn)):
         with ablating(model, each):
             qualities.append(measure(items))
-    rows = _rows(np.stack(qualities, axis=1), [item.group for item in items], seed)
-    n_elsewhere = sum(n_others for _, n_others in drawn)
-    return AblationResult(mask.names, mask.rule, n_draws, n_elsewhere, tuple(rows))
+    return {
+        "heads": mask.names,
+        "rule": mask.rule,
+        "n_draws": n_draws,
+        "n_elsewhere": sum(n_others for _, n_others in drawn),
+        "rows": tuple(_rows(np.stack(qualities, axis=1), [item.record.group_id for item in items], seed)),
+    }
 
 
 def require_fitting(table: HeadTable, identity: dict[str, Any], n_heads: int) -> None:
@@ -267,16 +251,12 @@ def _rows(
         kept, own = columns[is_there], np.asarray(groups)[is_there].tolist()
         three = np.column_stack([kept[:, 0], kept[:, 1], kept[:, 2:].mean(1)])
         means = dict(zip(("whole", "ablated", "random"), mean_of_present(three).tolist(), strict=True))
-        effects = {
-            f"against_{base}": _effect(three[:, 1] - three[:, other], own, seed)
-            for base, other in (("whole", 0), ("random", 2))
-        }
+        effects = {}
+        for base, other in (("whole", 0), ("random", 2)):
+            difference = three[:, 1] - three[:, other]
+            low, high = percentile_interval(resampled_means(difference, own, seed=seed)).tolist()
+            effects[f"against_{base}"] = {"value": float(difference.mean()), "low": low, "high": high}
         yield {"metric": name, "n_items": len(kept), **means, **effects}
-
-
-def _effect(differences: Float[np.ndarray, "item"], groups: Sequence[str], seed: int) -> dict[str, float]:
-    low, high = percentile_interval(resampled_means(differences, groups, seed=seed))
-    return {"value": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
 def _items(loaded: LoadedModel, settings: AblationSettings, template: str, *, is_chat: bool) -> list[Item]:
@@ -287,12 +267,7 @@ def _items(loaded: LoadedModel, settings: AblationSettings, template: str, *, is
             generator = np.random.default_rng(settings.seed)
             drawn = sorted(generator.choice(len(hidden), settings.num_samples, replace=False))
             hidden = [hidden[place] for place in drawn]
-        items = []
-        for each in hidden:
-            needle = each.needle
-            question = Question(each.trial_id, needle.question, (needle.real_needle,), group_id=needle.needle)
-            items.append(known_item(loaded, question, each.token_ids.tolist(), is_chat))
-        return items
+        return [known_item(loaded, each.question, each.token_ids.tolist(), is_chat) for each in hidden]
     questions = load_questions(
         settings.dataset, settings.data_path, num_samples=settings.num_samples, seed=settings.seed
     )

@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -15,7 +15,7 @@ from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import read_json_object, reading, replace_file, told_format
 from graphhalu.core.numerics import json_ready, numbers_of
 from graphhalu.core.provenance import provenance
-from graphhalu.heads.table import HeadTable, Trial
+from graphhalu.heads.table import N_RESAMPLES, HeadTable
 
 FORMAT: Final = "graphhalu-heads"
 FORMAT_VERSION: Final = 1
@@ -28,7 +28,6 @@ _PUBLISHED: Final = TypeAdapter(
 """Scores of the published files by ``layer-head``."""
 _MAX_SCORES: Final = 20_000_000
 """Most scores of a published file: two keys could ask for a table of ten thousand million heads."""
-_MAX_RESAMPLES: Final = 1_000_000
 
 
 def write_heads(path: Path, tables: Sequence[HeadTable]) -> None:
@@ -96,18 +95,17 @@ def read_table(path: Path, role: str | None = None) -> HeadTable:
 def _plain(table: HeadTable) -> dict[str, Any]:
     return {
         **{each.name: getattr(table, each.name) for each in fields(table)},
-        "trials": [trial._asdict() for trial in table.trials],
+        "trials": [{"trial_id": trial_id, "group": group} for trial_id, group in table.trials],
         "rejected": [{"trial_id": trial_id, "reason": reason} for trial_id, reason in table.rejected],
-        "heads": [asdict(row) for row in table.ranked()] if table.trials else [],
+        "n_resamples": N_RESAMPLES,
+        "seed": 0,
+        "heads": table.ranked() if table.trials else [],
     }
 
 
 def _table(values: Mapping[str, Any]) -> HeadTable:
     chance = _numbers(values["chance"])
-    n_resamples, seed = int(values["n_resamples"]), int(values["seed"])
-    if not 1 <= n_resamples <= _MAX_RESAMPLES or seed < 0:
-        raise ValueError(f"n_resamples is {n_resamples} and the seed {seed}")
-    trials = tuple(Trial(**item) for item in values["trials"])
+    trials = tuple((str(item["trial_id"]), str(item["group"])) for item in values["trials"])
     return HeadTable(
         str(values["role"]),
         tuple(int(layer) for layer in values["layers"]),
@@ -119,8 +117,6 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
         model=dict(values["model"]),
         settings=dict(values["settings"]),
         columns={name: _numbers(column) for name, column in values["columns"].items()},
-        n_resamples=n_resamples,
-        seed=seed,
     )
 
 
@@ -168,7 +164,7 @@ def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
     return HeadTable(
         "retrieval",
         tuple(range(n_layers)),
-        tuple(Trial(str(index), str(index)) for index in range(n_scores)),
+        tuple((str(index), str(index)) for index in range(n_scores)),
         scores,
         chance=np.full((n_layers, n_heads), np.nan),
         settings={"source": "published scores", "file": path.name},

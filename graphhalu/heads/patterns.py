@@ -17,7 +17,7 @@ from graphhalu.core.axes import RowRange
 from graphhalu.core.errors import UsageError
 from graphhalu.heads.runs import RowsObserver, measured_table, run_observed
 from graphhalu.heads.settings import PatternSettings
-from graphhalu.heads.table import HeadScores, HeadTable, Trial
+from graphhalu.heads.table import HeadScores, HeadTable
 from graphhalu.models.load import LoadedModel
 
 PATTERNS: Final = ("previous_token", "self", "duplicate", "induction", "sink", "local")
@@ -42,13 +42,9 @@ def find_pattern_heads(
         layers = list(zip(observer.stacked(), loaded.layer_windows, strict=True))
         for name, scores in found.items():
             each = [pattern_score(layer, name, settings, window=window) for layer, window in layers]
-            score, chance = (
-                np.stack([layer.score for layer in each]),
-                np.array([layer.chance for layer in each]),
-            )
-            scores.append(HeadScores(score, np.broadcast_to(chance[:, None], score.shape)))
+            scores.append(HeadScores(*map(np.stack, zip(*each, strict=True))))
         on_progress(done, len(sequences))
-    trials = [Trial(name, name) for name in (f"sequence {number}" for number in range(len(sequences)))]
+    trials = [(f"sequence {number}",) * 2 for number in range(len(sequences))]
     return [measured_table(loaded, name, trials, scores, settings=settings) for name, scores in found.items()]
 
 
@@ -86,11 +82,11 @@ def pattern_score(
     visible = (distance >= 0) & (distance < (window or len(keys)))
     is_row = is_member.any(1) & ~(is_member & ~visible).any(1)
     if not is_row.any():
-        return HeadScores(np.full(len(attention), np.nan), np.array(np.nan))
+        return HeadScores(*np.full((2, len(attention)), np.nan))
     rows = np.flatnonzero(is_row)
     mass = (attention[:, rows] * is_member[rows]).sum(-1).mean(-1)
     chance = (is_member[rows].sum(1) / visible[rows].sum(1)).mean()
-    return HeadScores(mass.astype(np.float64), np.array(chance))
+    return HeadScores(mass.astype(np.float64), np.full(len(mass), chance))
 
 
 def pattern_keys(n_tokens: int, pattern: str, settings: PatternSettings) -> Bool[np.ndarray, "query key"]:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import StoreMismatchError, TraceNotFoundError, UsageError
 from graphhalu.heads.settings import ReasoningSettings
-from graphhalu.heads.table import HeadScores, HeadTable, Trial, contrast, mean_of_present
+from graphhalu.heads.table import HeadScores, HeadTable, contrast, mean_of_present
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.rouge import RougeOverlap
 from graphhalu.labels.run import label_records, labels_path, read_labels
@@ -107,8 +107,8 @@ def trace_shares(trace: Trace, settings: ReasoningSettings) -> dict[str, HeadSco
     ]
     found = {}
     for role in layers[0]:
-        share = np.stack([_mean_of_rows(rows[role].score) for rows in layers])
-        chance = np.array([_mean_of_rows(rows[role].chance) for rows in layers])
+        share = np.stack([mean_of_present(rows[role].score, axis=-1) for rows in layers])
+        chance = np.array([mean_of_present(rows[role].chance, axis=-1) for rows in layers])
         found[role] = HeadScores(share, np.broadcast_to(chance[:, None], share.shape))
     return found
 
@@ -141,10 +141,6 @@ def _layer_shares(
     whole = total if source == "edges" else None
     reasoning = attention_share(attention, generated, chance, n_sink=n_sink, totals=whole)
     return {"reasoning": reasoning, "question": question}
-
-
-def _mean_of_rows(values: Float[np.ndarray, "*head row"]) -> Float[np.ndarray, "*head"]:
-    return mean_of_present(np.moveaxis(values, -1, 0).astype(np.float64))
 
 
 def generated_keys(
@@ -232,11 +228,18 @@ def _table(
         for i, (is_right, reason) in enumerate(verdicts)
         if i not in accepted
     ]
-    groups = [[records[index].group_id for index in side] for side in sides]
+    columns = {}
+    if all(sides):  # right minus wrong, of the score and of its excess over chance
+        right, wrong = ([records[index].group_id for index in side] for side in sides)
+        columns["mean_wrong"] = mean_of_present(scores[1])
+        excess = [score - level for score, level in zip(scores, chance, strict=True)]
+        for prefix, (first, second) in (("contrast", scores), ("excess_contrast", excess)):
+            endings = contrast(first, second, (right, wrong))
+            columns |= {f"{prefix}{ending}": values for ending, values in endings.items()}
     return HeadTable(
         role=role,
         layers=store.shape.attention_layers,
-        trials=tuple(Trial(records[i].trace_id, records[i].group_id) for i in sides[0]),
+        trials=tuple((records[i].trace_id, records[i].group_id) for i in sides[0]),
         scores=scores[0],
         chance=mean_of_present(chance[0]),
         rejected=tuple(rejected),
@@ -246,22 +249,8 @@ def _table(
             "source": attention_source(store.arrays),
             "n_wrong": len(sides[1]),
         },
-        columns=_contrast_columns(scores, chance, groups) if all(sides) else {},
+        columns=columns,
     )
-
-
-def _contrast_columns(
-    scores: Sequence[Float[np.ndarray, "_ layer head"]],
-    chance: Sequence[Float[np.ndarray, "_ layer head"]],
-    groups: Sequence[Sequence[str]],
-) -> dict[str, Float[np.ndarray, "layer head"]]:
-    """Right minus wrong, of the score and of its excess over chance."""
-    columns = {"mean_wrong": mean_of_present(scores[1])}
-    excess = [score - level for score, level in zip(scores, chance, strict=True)]
-    for prefix, (right, wrong) in (("contrast", scores), ("excess_contrast", excess)):
-        found = contrast(right, wrong, (groups[0], groups[1]))
-        columns |= {f"{prefix}{ending}": values for ending, values in found.items()}
-    return columns
 
 
 def _by_labels(store: TraceStore, labeller: str) -> list[Verdict]:

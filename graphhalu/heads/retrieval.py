@@ -8,7 +8,9 @@ largest weight and the needle's mass of each row that produces the answer.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,20 +38,6 @@ from graphhalu.models.load import LoadedModel
 _SENTENCE_END: Final = re.compile(r"[.!?][\"')]*(?=\s|$)")
 
 
-class Needle(NamedTuple):
-    """A sentence to hide.
-
-    Attributes:
-        needle: The sentence.
-        question: What is asked about it.
-        real_needle: The part that answers the question.
-    """
-
-    needle: str
-    question: str
-    real_needle: str
-
-
 class Passage(NamedTuple):
     """Where things are in a prompt with a needle, and in its answer once there is one.
 
@@ -59,8 +47,7 @@ class Passage(NamedTuple):
         span: Where the needle lies among them.
         context: Where the haystack lies, needle included.
         windows: Sliding window of each layer, itself included; ``None`` = all keys.
-        trial_id: Length, depth and needle in one word.
-        needle: What is hidden.
+        question: What is asked about the needle, which is its group; its id says length and depth too.
     """
 
     token_ids: Integer[np.ndarray, "token"]
@@ -68,18 +55,12 @@ class Passage(NamedTuple):
     span: RowRange
     context: RowRange
     windows: tuple[int | None, ...] = ()
-    trial_id: str = ""
-    needle: Needle = Needle("", "", "")
+    question: Question = Question("", "", ())
 
     @property
     def answer_rows(self) -> Int[np.ndarray, "row"]:
         """The rows that produce the answer."""
         return np.arange(self.prompt_length - 1, len(self.token_ids) - 1)
-
-    def first_key(self) -> Int[np.ndarray, "layer row"]:
-        """First key that each answer row sees."""
-        windows = np.array([w or len(self.token_ids) for w in self.windows])
-        return np.maximum(0, self.answer_rows - windows[:, None] + 1)
 
 
 def find_retrieval_heads(
@@ -112,21 +93,21 @@ def find_retrieval_heads(
     accepted: list[Trial] = []
     rejected: list[tuple[str, str]] = []
     scored: dict[str, list[HeadScores]] = {"retrieval": [], "retrieval_mass": []}
-    for done, needle in enumerate(hidden, start=1):
-        token_ids = search.answer([needle.token_ids.tolist()])[0][0].token_ids
+    for done, prompt in enumerate(hidden, start=1):
+        trial_id = prompt.question.question_id
+        token_ids = search.answer([prompt.token_ids.tolist()])[0][0].token_ids
         answer = generated_answer(token_ids, loaded.tokenizer).text
-        reason = (
-            _rejection(answer, needle.needle, settings.gate)
-            if token_ids
-            else "the model gave an empty answer"
-        )
-        if reason is not None:
-            rejected.append((needle.trial_id, reason))
+        recall = rouge1_recall(answer, prompt.question.answers[0])
+        if not token_ids:
+            rejected.append((trial_id, "the model gave an empty answer"))
+        elif settings.gate is not None and not recall > settings.gate:
+            reason = f"ROUGE-1 recall {recall:.0f} % is not above {settings.gate:g} %"
+            rejected.append((trial_id, reason))
         else:
-            both = np.append(needle.token_ids, np.array(token_ids, dtype=np.int32))
-            passage = needle._replace(token_ids=both, windows=loaded.layer_windows)
+            both = np.append(prompt.token_ids, np.array(token_ids, dtype=np.int32))
+            passage = prompt._replace(token_ids=both, windows=loaded.layer_windows)
             argmax, mass = needle_rows(loaded.model, passage)
-            accepted.append(Trial(needle.trial_id, needle.trial_id))
+            accepted.append((trial_id, trial_id))
             scored["retrieval"].append(copied_share(argmax, passage, settings.rule))
             scored["retrieval_mass"].append(mass_share(mass, passage))
         on_progress(done, len(hidden))
@@ -154,8 +135,7 @@ def hidden_needles(loaded: LoadedModel, settings: RetrievalSettings) -> list[Pas
     template, chat = prompt_form(loaded, settings.template, settings.chat)
     text = read_haystack(settings.haystack)
     haystack = Haystack(text, loaded.tokenizer, template=template, chat=chat)
-    needles = read_needles(settings.needles)
-    return list(trials(haystack, needles, settings.lengths, settings.n_depths))
+    return list(trials(haystack, read_needles(settings.needles), settings.lengths, settings.n_depths))
 
 
 def rouge1_recall(answer: str, reference: str) -> float:
@@ -177,13 +157,6 @@ def needle_rows(model: Any, passage: Passage) -> tuple[np.ndarray, Float[np.ndar
     run_observed(model, passage.token_ids, observer)
     both = observer.stacked()
     return both[..., 0].astype(np.int64), both[..., 1]
-
-
-def _rejection(answer: str, needle: Needle, gate: float | None) -> str | None:
-    recall = rouge1_recall(answer, needle.real_needle)
-    if gate is None or recall > gate:
-        return None
-    return f"ROUGE-1 recall {recall:.0f} % is not above {gate:g} %"
 
 
 def copied_share(
@@ -214,10 +187,8 @@ def copied_share(
     """
     n_keys, rows = len(passage.token_ids), passage.answer_rows
     is_copied = passage.token_ids[argmax] == passage.token_ids[rows + 1]
-    first_key = passage.first_key()
-    score, chance = (np.full(argmax.shape[:2], np.nan) for _ in range(2))
-    is_counted = first_key <= passage.span.start
-    _require_rows(is_counted, passage)
+    score, chance = np.full((2, *argmax.shape[:2]), np.nan)
+    first_key, is_counted = _counted_rows(passage)
     for layer in np.flatnonzero(is_counted.any(1)):
         is_hit = is_copied[layer] & is_counted[layer]
         hits = _counts(argmax[layer], is_hit, n_keys)
@@ -244,9 +215,7 @@ def mass_share(mass: Float[np.ndarray, "layer head row"], passage: Passage) -> H
     Source:
         Mean-mass form of the retrieval score, beside the largest weights of arXiv:2404.15574.
     """
-    first_key = passage.first_key()
-    is_counted = first_key <= passage.span.start
-    _require_rows(is_counted, passage)
+    first_key, is_counted = _counted_rows(passage)
     n_rows = is_counted.sum(1)
     is_seen = n_rows > 0
     n_visible = passage.answer_rows + 1 - first_key
@@ -282,13 +251,18 @@ def _span_and_others(
     return score, (before[:, starts + length] - before[:, starts]).mean(1) / length
 
 
-def _require_rows(is_counted: Bool[np.ndarray, "layer row"], passage: Passage) -> None:
+def _counted_rows(passage: Passage) -> tuple[Int[np.ndarray, "layer row"], Bool[np.ndarray, "layer row"]]:
+    """First key that each answer row sees, and which rows see the whole span."""
+    windows = np.array([w or len(passage.token_ids) for w in passage.windows])
+    first_key = np.maximum(0, passage.answer_rows - windows[:, None] + 1)
+    is_counted = first_key <= passage.span.start
     if not is_counted.any():
         raise NotEnoughDataError(
             f"no layer sees the span of tokens {passage.span.start} … {passage.span.stop - 1} "
             f"from the rows that produce the answer ({len(passage.answer_rows)} rows from "
             f"{passage.prompt_length - 1})"
         )
+    return first_key, is_counted
 
 
 def read_haystack(path: Path | None = None) -> str:
@@ -302,8 +276,12 @@ def read_haystack(path: Path | None = None) -> str:
     return " ".join(open_file(path, "--haystack").text().split())
 
 
-def read_needles(path: Path | None = None) -> tuple[Needle, ...]:
+def read_needles(path: Path | None = None) -> tuple[Question, ...]:
     """The needles of a file of JSON Lines with the published keys, by default the bundled ones.
+
+    Returns:
+        What is asked about each needle, a sentence, which is its context and its group; the answer is
+        the part of it that the file calls ``real_needle``.
 
     Raises:
         UsageError: If there is no such file.
@@ -313,13 +291,13 @@ def read_needles(path: Path | None = None) -> tuple[Needle, ...]:
         nightdessert/Retrieval_Head, commit 3ac171a, ``needles.jsonl``.
     """
     path = path or bundled_file(bundled_places("haystack", "needles.jsonl"))
-    found = tuple(
-        Needle(*(text_field(row, name) for name in Needle._fields))
-        for row in read_rows(open_file(path, "--needles"))
-    )
+    found = []
+    for number, row in enumerate(read_rows(open_file(path, "--needles"))):
+        needle, text, answer = (text_field(row, name) for name in ("needle", "question", "real_needle"))
+        found.append(Question(str(number), text, (answer,), group_id=needle, context=needle))
     if not found:
         raise DataFileError(f"{path} holds no needle")
-    return found
+    return tuple(found)
 
 
 class Haystack:
@@ -338,21 +316,19 @@ class Haystack:
         self.template = template
         self.chat = chat
 
-    def hide(self, needle: Needle, *, length: int, depth: float, name: str) -> Passage:
+    def hide(self, question: Question, *, length: int, depth: float) -> Passage:
         """A prompt of about ``length`` tokens with the needle at ``depth``.
 
         Args:
-            needle: What is hidden.
+            question: One of :func:`read_needles`; its group is what is hidden.
             length: Tokens of the prompt; it may come out a few tokens shorter or longer.
             depth: 0 = before the haystack, 1 = behind it; moved back to the end of a sentence.
-            name: Name of the needle, for the trial's identity.
 
         Raises:
             UsageError: If there is no room for the needle, or the haystack is too short.
         """
-        if not 0 <= depth <= 1:
-            raise UsageError(f"a depth lies between 0 (first) and 1 (last), got {depth}")
-        n_tokens = length - len(self._encode(self._prompt(needle, needle.needle))[0])
+        needle = question.group_id
+        n_tokens = length - len(self._encode(self._prompt(question, needle))[0])
         if not 0 < n_tokens <= len(self._token_ends):
             raise UsageError(
                 f"a prompt of {length} tokens needs {n_tokens} tokens of haystack, which has "
@@ -360,27 +336,22 @@ class Haystack:
                 f"  Use --lengths that fit, or a longer text with --haystack"
             )
         before, after = self._cut(n_tokens, depth)
-        context = " ".join(part for part in (before, needle.needle, after) if part)
+        context = " ".join(part for part in (before, needle, after) if part)
         start = len(before) + 1 if before else 0
-        prompt = self._prompt(needle, context)
+        prompt = self._prompt(question, context)
         token_ids, offsets = self._encode(prompt)
         context_start = next((piece.start for piece in prompt.pieces if piece.span == Span.CONTEXT), None)
         if context_start is None:
             raise UsageError(
                 "the prompt template shows no context to hide a needle in\n  Use --template bare"
             )
-        needle_tokens = _covered(prompt.text, offsets, context_start + start, len(needle.needle))
+        needle_tokens = _covered(prompt.text, offsets, context_start + start, len(needle))
         context_tokens = _covered(prompt.text, offsets, context_start, len(context))
         if needle_tokens is None or context_tokens is None:
-            raise UsageError(f"the needle {name} is not in its prompt of {length} tokens")
-        return Passage(
-            token_ids,
-            len(token_ids),
-            needle_tokens,
-            context_tokens,
-            trial_id=f"length {length}, depth {depth:.2f}, needle {name}",
-            needle=needle,
-        )
+            raise UsageError(f"needle {question.question_id} is not in its prompt of {length} tokens")
+        trial_id = f"length {length}, depth {depth:.2f}, needle {question.question_id}"
+        asked = replace(question, question_id=trial_id)
+        return Passage(token_ids, len(token_ids), needle_tokens, context_tokens, question=asked)
 
     @cached_property
     def _token_ends(self) -> list[int]:
@@ -397,9 +368,9 @@ class Haystack:
         place = max((end for end in ends if end <= place), default=0)
         return text[:place].strip(), text[place:].strip()
 
-    def _prompt(self, needle: Needle, context: str) -> Prompt:
-        question = Question("needle", needle.question, (needle.real_needle,), context=context)
-        return build_prompt(question, template=self.template, chat=self.chat, tokenizer=self.tokenizer)
+    def _prompt(self, question: Question, context: str) -> Prompt:
+        shown = replace(question, context=context)
+        return build_prompt(shown, template=self.template, chat=self.chat, tokenizer=self.tokenizer)
 
     def _encode(self, prompt: Prompt) -> tuple[Int[np.ndarray, "token"], Sequence[tuple[int, int]]]:
         """Tokens of a prompt as the extraction makes them, with their characters."""
@@ -411,20 +382,16 @@ class Haystack:
 
 
 def trials(
-    haystack: Haystack, needles: Sequence[Needle], lengths: Sequence[int], n_depths: int
+    haystack: Haystack, needles: Sequence[Question], lengths: Sequence[int], n_depths: int
 ) -> Iterator[Passage]:
     """Every needle at every depth in prompts of every length, short ones first.
 
     Raises:
-        UsageError: If there is no depth, or a prompt cannot be made.
+        UsageError: If a prompt cannot be made.
     """
-    if n_depths < 1:
-        raise UsageError(f"needles are hidden at one depth or more, got {n_depths}")
     depths = np.linspace(0, 1, n_depths) if n_depths > 1 else np.array([0.5])
-    for length in sorted(lengths):
-        for depth in depths.tolist():
-            for place, needle in enumerate(needles):
-                yield haystack.hide(needle, length=length, depth=depth, name=str(place))
+    for length, depth, needle in product(sorted(lengths), depths.tolist(), needles):
+        yield haystack.hide(needle, length=length, depth=depth)
 
 
 def _covered(text: str, offsets: Sequence[tuple[int, int]], start: int, length: int) -> RowRange | None:

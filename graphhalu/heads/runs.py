@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from graphhalu.core.axes import RowRange
@@ -19,8 +19,8 @@ from graphhalu.core.errors import NonFiniteError, NotEnoughDataError
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.forward import DeferredPass, body_below_head
-from graphhalu.extract.generate import beam_search
+from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
+from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.hooks import AttentionObserver
 from graphhalu.extract.prompts import generated_answer, uses_chat
 from graphhalu.extract.settings import PromptSettings
@@ -41,13 +41,11 @@ class Item:
     """A prompt whose answer is known.
 
     Attributes:
-        group: Items of one group are drawn together.
         token_ids: The prompt.
         gold_ids: The first gold answer as it follows the prompt.
         record: The question with its gold answers, for the rules that judge.
     """
 
-    group: str
     token_ids: tuple[int, ...]
     gold_ids: tuple[int, ...]
     record: TraceRecord
@@ -83,15 +81,13 @@ def question_items(
 
 def answer_quality(
     loaded: LoadedModel,
+    search: BeamSearch,
     items: Sequence[Item],
     *,
-    max_new_tokens: int,
-    stops_at_newline: bool,
     batch_size: int = 8,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Float[np.ndarray, "item metric"]:
     """Every item by every metric of ``METRICS``; NaN where a rule cannot judge."""
-    search = beam_search(loaded, max_new_tokens=max_new_tokens, stops_at_newline=stops_at_newline)
     rouge, match = RougeOverlap("rouge1_recall"), AliasMatch()
     found = np.full((len(items), len(METRICS)), np.nan)
     order = sorted(range(len(items)), key=lambda index: len(items[index].token_ids))
@@ -114,15 +110,11 @@ def answer_quality(
 
 def gold_logprob(model: Any, item: Item) -> float:
     """Mean log-probability (nat) of the gold answer's tokens after the prompt."""
-    device = next(model.parameters()).device
-    tokens = torch.tensor([[*item.token_ids, *item.gold_ids]], device=device)
+    token_ids, first = np.array([*item.token_ids, *item.gold_ids]), len(item.token_ids)
+    sequence = TokenSequence(token_ids, np.zeros_like(token_ids), first, row_start=first - 1)
     with torch.inference_mode():
-        given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        done = DeferredPass(model, body_below_head(model), **given, use_cache=False)
-        first = len(item.token_ids)
-        logits = done.logits(first - 1, tokens.shape[1] - 1)[0].float()
-        chosen = torch.log_softmax(logits, dim=-1).gather(1, tokens[0, first:, None])
-    return float(chosen.mean())
+        (found,) = read_likelihood(_forward(model, token_ids), [sequence])
+    return float(found.arrays["token_logprob"][first:].mean())
 
 
 def known_item(loaded: LoadedModel, question: Question, token_ids: Sequence[int], is_chat: bool) -> Item:
@@ -140,7 +132,7 @@ def known_item(loaded: LoadedModel, question: Question, token_ids: Sequence[int]
         prompt_length=len(token_ids),
         length=len(token_ids) + len(gold),
     )
-    return Item(question.group_id, tuple(token_ids), tuple(gold), record)
+    return Item(tuple(token_ids), tuple(gold), record)
 
 
 class RowsObserver:
@@ -194,17 +186,17 @@ def run_observed(
     Returns:
         The pass, whose logits can be asked for.
     """
-    device = next(model.parameters()).device
-    tokens: Int[Tensor, "1 token"] = torch.from_numpy(token_ids.astype(np.int64))[None].to(device)
     # found by a pass of its own, whose attention must not be observed
-    body = body_below_head(model)
-    given = {
-        "input_ids": tokens,
-        "attention_mask": torch.ones_like(tokens),
-        "position_ids": torch.arange(tokens.shape[1], device=device)[None],
-    }
+    body_below_head(model)
     with torch.inference_mode(), capturing(model, observer):
-        return DeferredPass(model, body, **given, use_cache=False)
+        return _forward(model, token_ids)
+
+
+def _forward(model: Any, token_ids: Integer[np.ndarray, "token"]) -> DeferredPass:
+    tokens = torch.from_numpy(token_ids.astype(np.int64))[None].to(next(model.parameters()).device)
+    given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    given["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    return DeferredPass(model, body_below_head(model), **given, use_cache=False)
 
 
 def measured_table(

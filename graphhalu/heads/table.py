@@ -5,7 +5,7 @@ is left out of every mean; a head without any score has no interval.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +15,6 @@ from scipy.special import ndtr
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
-from graphhalu.heads.settings import RETRIEVAL_THRESHOLD
 
 PerCell = Float[np.ndarray, "*cell"]
 Resampled = Float[np.ndarray, "resample *cell"]
@@ -36,31 +35,8 @@ class HeadScores(NamedTuple):
     chance: Float[np.ndarray, "*own"]
 
 
-class Trial(NamedTuple):
-    """A trial that counts.
-
-    Attributes:
-        trial_id: What was tried.
-        group: Trials of one group are drawn together; a question, or the trial itself.
-    """
-
-    trial_id: str
-    group: str
-
-
-@dataclass(frozen=True)
-class HeadRow:
-    """One head of a table; a number that there is not is NaN."""
-
-    layer: int
-    head: int
-    mean: float
-    low: float
-    high: float
-    chance: float
-    std: float
-    max: float
-    count: int
+Trial = tuple[str, str]
+"""What was tried, and its group: trials of one group are drawn together. A question, or the trial itself."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +53,6 @@ class HeadTable:
         model: Identity of the model; empty if it is not known.
         settings: Everything that the scores depend on; plain JSON values.
         columns: More numbers a head, by name, such as a contrast.
-        n_resamples: Resamples of the interval.
-        seed: Seed of the resamples.
     """
 
     role: str
@@ -90,8 +64,6 @@ class HeadTable:
     model: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, PerHead] = field(default_factory=dict)
-    n_resamples: int = N_RESAMPLES
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together.
@@ -140,25 +112,35 @@ class HeadTable:
         """Both ends of the 95 % interval of the mean over resampled groups of trials."""
         return percentile_interval(self.resampled())
 
-    def resampled(self) -> Float[np.ndarray, "resample layer head"]:
+    def resampled(
+        self, n_resamples: int = N_RESAMPLES, seed: int = 0
+    ) -> Float[np.ndarray, "resample layer head"]:
         """Mean of each head on each resample of groups.
 
         Raises:
             NotEnoughDataError: If there is no trial.
         """
-        groups = [trial.group for trial in self.trials]
-        return resampled_means(self.scores, groups, n_resamples=self.n_resamples, seed=self.seed)
+        groups = [group for _, group in self.trials]
+        return resampled_means(self.scores, groups, n_resamples=n_resamples, seed=seed)
 
-    def ranked(self) -> list[HeadRow]:
-        """All heads with a score, best first; equal ones by layer and head."""
+    def ranked(self) -> list[dict[str, Any]]:
+        """All heads with a score, best first; equal ones by layer and head.
+
+        Returns:
+            Of each its ``layer``, ``head``, ``mean``, ``low``, ``high``, ``chance``, ``std``, ``max`` and
+            ``count``; a number that there is not is NaN.
+        """
         low, high = self.interval if self.trials else (self.mean, self.mean)
         grids = {"mean": self.mean, "low": low, "high": high, "chance": self.chance}
-        grids |= {"std": self.std, "max": self.max}
-        rows = []
-        for place, head in ranked_places(self.mean):
-            numbers = {name: float(grid[place, head]) for name, grid in grids.items()}
-            rows.append(HeadRow(self.layers[place], head, **numbers, count=int(self.count[place, head])))
-        return rows
+        grids |= {"std": self.std, "max": self.max, "count": self.count}
+        return [
+            {
+                "layer": self.layers[place],
+                "head": head,
+                **{name: grid[place, head].item() for name, grid in grids.items()},
+            }
+            for place, head in ranked_places(self.mean)
+        ]
 
     def require_trials(self) -> "HeadTable":
         """The table itself, unless no trial was accepted.
@@ -221,32 +203,25 @@ def top_k_heads(table: HeadTable, k: int) -> HeadMask:
     return HeadMask(table.role, table.layers, is_chosen, f"the {k} highest means")
 
 
-def heads_above(table: HeadTable, threshold: float = RETRIEVAL_THRESHOLD) -> HeadMask:
+def heads_above(table: HeadTable, threshold: float) -> HeadMask:
     """The heads whose mean is at least ``threshold``; a head without a score is none of them.
 
     Raises:
-        UsageError: If the threshold is not a number.
         NotEnoughDataError: If there is none.
     """
-    if not np.isfinite(threshold):
-        raise UsageError(f"the threshold of a mean is a number, got {threshold}")
     is_chosen = np.nan_to_num(table.mean, nan=-np.inf) >= threshold
     return _checked(HeadMask(table.role, table.layers, is_chosen, f"mean >= {threshold:g}"), table)
 
 
-def stable_heads(
-    table: HeadTable, k: int, *, min_share: float = 0.9, n_resamples: int = N_RESAMPLES, seed: int = 0
-) -> HeadMask:
+def stable_heads(table: HeadTable, k: int, *, min_share: float, seed: int = 0) -> HeadMask:
     """The heads that are among the ``k`` highest in at least ``min_share`` of the resamples.
 
     Raises:
-        UsageError: If ``k`` or the share cannot be used.
+        UsageError: If ``k`` cannot be used.
         NotEnoughDataError: If there is none, or no trial.
     """
-    if not 0 < min_share <= 1:
-        raise UsageError(f"the share of resamples is above 0 and at most 1, got {min_share}")
-    share = top_k_share(table, k, n_resamples=n_resamples, seed=seed)
-    rule = f"among the {k} highest in {min_share:.0%} of {n_resamples} resamples"
+    share = top_k_share(table, k, seed=seed)
+    rule = f"among the {k} highest in {min_share:.0%} of {N_RESAMPLES} resamples"
     return _checked(HeadMask(table.role, table.layers, share >= min_share, rule), table)
 
 
@@ -261,7 +236,7 @@ def top_k_share(table: HeadTable, k: int, *, n_resamples: int = N_RESAMPLES, see
         NotEnoughDataError: If there is no trial.
     """
     _top(table.mean, k, table.role)
-    means = replace(table, n_resamples=n_resamples, seed=seed).resampled().reshape(n_resamples, -1)
+    means = table.resampled(n_resamples, seed).reshape(n_resamples, -1)
     filled = np.where(np.isnan(means), -np.inf, means)
     order = np.argsort(-filled, axis=1, kind="stable")[:, :k]
     is_among = np.zeros(filled.shape, dtype=np.bool_)
@@ -287,11 +262,11 @@ def _checked(mask: HeadMask, table: HeadTable) -> HeadMask:
     raise NotEnoughDataError(f"no {table.role} head by the rule {mask.rule!r}: {highest}")
 
 
-def mean_of_present(values: Float[np.ndarray, "trial *cell"]) -> PerCell:
-    """Mean over trials of the values that are there; NaN where there is none."""
+def mean_of_present(values: Float[np.ndarray, "*any"], axis: int = 0) -> PerCell:
+    """Mean over an axis, such as that of trials, of the values that are there; NaN where there is none."""
     is_there = ~np.isnan(values)
-    count = is_there.sum(0)
-    total = np.where(is_there, values, 0.0).sum(0)
+    count = is_there.sum(axis)
+    total = np.where(is_there, values, 0.0).sum(axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
@@ -315,10 +290,7 @@ def resampled_means(
 
     Raises:
         NotEnoughDataError: If there is no trial.
-        UsageError: If there is no resample.
     """
-    if n_resamples < 1:
-        raise UsageError(f"a bootstrap needs at least one resample, got {n_resamples}")
     if not len(values):
         raise NotEnoughDataError("there is no trial to resample: none was accepted")
     names, group_index = np.unique(np.asarray(groups), return_inverse=True)
@@ -339,12 +311,7 @@ def percentile_interval(means: Resampled, level: float = LEVEL) -> Float[np.ndar
     """Both ends of the middle ``level`` share of the resamples of each cell.
 
     NaN where fewer than half of the resamples have a value.
-
-    Raises:
-        UsageError: If the level is not in (0, 1).
     """
-    if not 0 < level < 1:
-        raise UsageError(f"the level of an interval lies between 0 and 1, got {level}")
     tails = [(1 - level) / 2, (1 + level) / 2]
     flat = means.reshape(len(means), -1)
     ends = np.full((2, flat.shape[1]), np.nan)

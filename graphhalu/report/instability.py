@@ -32,7 +32,7 @@ from graphhalu.report.plots import (
 from graphhalu.report.theme import LIGHT
 from graphhalu.report.write import ReportFiles, write_page
 from graphhalu.studies.instability.calibrate import cases_of, labelled_series
-from graphhalu.studies.instability.methods import present_mean, window_scores
+from graphhalu.studies.instability.methods import window_scores
 from graphhalu.studies.instability.series import PromptSeries, SeriesFolder, padded_steps
 from graphhalu.studies.instability.settings import MAIN, TRACKER, Calibration
 from graphhalu.studies.rows import Row
@@ -78,14 +78,14 @@ def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> Stud
         series: Prompts with a class and a measurement.
         calibration: Whose window and spread are shown.
     """
-    spread, window = calibration.window.spread, calibration.window.window
+    spread, window = calibration.window.spread, calibration.window
     cases, layers = cases_of(series), padded_steps(series, spread)
     is_attack, sample = cases.labels == 1, EvaluationSet(*cases)
     score = window_scores(layers, [window])[:, 0]
     steps = slice(window.start, window.end + 1)
     relations = {}
     for name, text in RELATED.items():
-        values = present_mean(padded_steps(series, name)[:, steps])
+        values = mean_of_present(padded_steps(series, name)[:, steps], axis=-1)
         relations[text] = values, correlation_text(score, values, sample)
     maps = (_mean_map(layers[members]) for members in (is_attack, ~is_attack))
     return StudyView(is_attack, score, relations, *maps)
@@ -156,7 +156,7 @@ def write_study(folder: SeriesFolder, calibration: Calibration, out: Path) -> Re
         ready=frame(settings, calibration.provenance, {"prompt": dict(identity.prompt)}),
         calibration=calibration,
         quantization=identity.quantization or "none",
-        window=calibration.window.window.text(),
+        window=calibration.window.text(),
         least=LEAST_PROMPTS,
         least_rate=1 / calibration.n_benign,
         heads=f"{len(calibration.tracker.heads)} heads on all prompts{level}",
@@ -216,7 +216,7 @@ def violin_figure(view: StudyView, calibration: Calibration) -> Figure:
 def stepwise_figure(calibration: Calibration) -> Figure:
     """AUROC of each decode step, and below it how many prompts reach that step."""
     points = [point for point in calibration.steps if point.instability is not None]
-    steps, window = [point.step for point in points], calibration.window.window
+    steps, window = [point.step for point in points], calibration.window
     found = [point.instability for point in points if point.instability is not None]
     drawn = [
         estimate_line(steps, found, label="instability", **look(0)),
@@ -241,7 +241,7 @@ def map_figure(view: StudyView, calibration: Calibration) -> Figure:
     reach = max(float(np.nanmax(np.abs(difference), initial=0.0)), 1e-9)
     shared = {"norm": Normalize(float(np.nanmin(both)), float(np.nanmax(both))), "cmap": "cividis"}
     shared |= {"bar": "mean spread over heads"}
-    window = calibration.window.window
+    window = calibration.window
     box = (window.start, window.first_layer, window.length, window.stop_layer - window.first_layer)
     apart = {"norm": Normalize(-reach, reach), "bar": "difference"}
     panels = [

@@ -226,9 +226,9 @@ def _compared_headline(found: ProfileComparison) -> tuple[str, str]:
 
 def _mixed(profile: WeightProfile) -> list[Row]:
     return [
-        {"part": found.part, "type": kind, "tensors": str(len(names)), "names": ", ".join(names)}
-        for found in profile.mixed()
-        for kind, names in found.types.items()
+        {"part": part, "type": kind, "tensors": str(len(names)), "names": ", ".join(names)}
+        for part, types in profile.mixed().items()
+        for kind, names in types.items()
     ]
 
 

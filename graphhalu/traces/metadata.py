@@ -76,7 +76,6 @@ class Commit:
 
 
 _COMMIT: Final = TypeAdapter(Commit)
-_FIELDS: Final = tuple(Commit.__dataclass_fields__)
 
 
 def is_part_name(name: str) -> bool:
@@ -223,7 +222,7 @@ def read_commit(folder: Path) -> Commit:
     try:
         plain = json.loads(read_bytes(folder / COMMIT))
         is_whole = plain["digest"] == _digest(plain, ensure_ascii=False)
-        commit = _COMMIT.validate_python({name: plain[name] for name in _FIELDS if name in plain})
+        commit = _COMMIT.validate_python(plain)
         _check_files(commit)
     except MALFORMED as error:
         raise _damaged_commit(folder, f"cannot be read ({type(error).__name__})") from None

@@ -21,11 +21,10 @@ from jaxtyping import Shaped
 from graphhalu.core.config import differing_fields
 from graphhalu.core.errors import StoreMismatchError, StoreNotFoundError, TraceNotFoundError, UsageError
 from graphhalu.core.provenance import provenance as current_provenance
-from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.metadata import read_attributes, store_attributes
 from graphhalu.traces.part import ChunkCache, LazyArray, Part
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
-from graphhalu.traces.storage import MAIN, StorageBackend
+from graphhalu.traces.storage import MAIN, LocalBackend, StorageBackend
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import TraceWriter
 
@@ -293,17 +292,12 @@ class TraceStore(TraceSequence):
         """Read again which parts there are, without root and labels."""
         self.backend.refresh_parts()
         known = {part.folder: part for part in self.parts}
-        self._set_parts(
-            [
-                known[f] if f in known and known[f].is_current() else Part(f, self.shape, self.backend)
-                for f in self.backend.part_folders()
-            ]
-        )
-
-    def _set_parts(self, parts: list[Part]) -> None:
+        self.parts = [
+            known[f] if f in known and known[f].is_current() else Part(f, self.shape, self.backend)
+            for f in self.backend.part_folders()
+        ]
         for name in ("places", "records", "trace_ids", "_index"):
             self.__dict__.pop(name, None)
-        self.parts = parts
 
     @cached_property
     def _index(self) -> dict[str, int]:

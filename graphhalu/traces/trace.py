@@ -280,31 +280,20 @@ def without_tokens(trace: Trace, positions: Collection[int]) -> Trace:
             if not taken[place]
         ),
     )
-    kept = {"token": ~taken, "row": ~taken[start:], "pair": _kept_pairs(taken, start)}
+    seen = np.tri(len(taken) - start, len(taken), start, dtype=bool)
+    kept = {"token": ~taken, "row": ~taken[start:], "pair": (~taken[start:, None] & ~taken)[seen]}
     arrays = {}
     for name, array in trace.arrays.items():
         spec = array_spec(name)
         values = np.compress(kept[spec.ragged_axis], array[:], axis=spec.ragged_dim)
         if name == "edge_key":
-            values = _moved(values, taken)
+            # keys at their new positions; -1 for an edge to a removed token
+            place = np.where(taken, -1, np.cumsum(~taken) - 1)
+            values = np.where(values < 0, -1, place[values]).astype(values.dtype)
         arrays[name] = values
     if "received" in arrays and ("attention" in arrays or "attention_fixed" in arrays):
         arrays["received"] = arrays["received"] - _given(trace, taken)
     return Trace(record, trace.shape, arrays)
-
-
-def _kept_pairs(taken: Bool[np.ndarray, "token"], start: int) -> Bool[np.ndarray, "pair"]:
-    """Pairs of a row and an earlier key, or its own, of which both stay."""
-    rows = [~taken[: row + 1] & ~taken[row] for row in range(start, len(taken))]
-    return np.concatenate(rows)
-
-
-def _moved(
-    keys: Int[np.ndarray, "layer head row edge"], taken: Bool[np.ndarray, "token"]
-) -> Int[np.ndarray, "layer head row edge"]:
-    """Keys at their new positions; -1 for an edge to a removed token."""
-    place = np.where(taken, -1, np.cumsum(~taken) - 1)
-    return np.where(keys < 0, -1, place[keys]).astype(keys.dtype)
 
 
 def _given(trace: Trace, taken: Bool[np.ndarray, "token"]) -> np.ndarray:

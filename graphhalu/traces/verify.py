@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import numpy as np
 from graphhalu.core.errors import CorruptStoreError
 from graphhalu.core.files import MALFORMED, read_parquet, reason_of
 from graphhalu.traces.metadata import COMMIT, GROUP, PARTS, Commit, is_part_name, read_attributes, read_commit
-from graphhalu.traces.schema import ARRAYS
+from graphhalu.traces.schema import RAGGED_AXES, array_spec
 from graphhalu.traces.storage import StorageBackend
 from graphhalu.traces.store import open_traces, storage_backend
 
@@ -39,7 +39,9 @@ def verify_store(path: Path | str) -> list[dict[str, str]]:
     n_parts = read_attributes(path).get("n_parts", 0)
     names = sorted(entry.name for entry in (path / PARTS).glob("*"))
     folders = [path / PARTS / name for name in names if is_part_name(name)]
-    problems = [*_root_problems(path), *_strays(names)]
+    problems = [*_root_problems(path)]
+    strays = [name for name in names if not is_part_name(name) and name != "zarr.json"]
+    problems += [_problem("-", f"{PARTS}/{name}", "the file was not committed") for name in strays]
     problems += _missing_parts(folders, n_parts, backend.ledger())
     problems += _label_problems(path)
     seen: dict[str, str] = {}
@@ -84,12 +86,12 @@ def describe_store(path: Path | str) -> dict[str, Any]:
         "n_bytes": sum(n_bytes.values()),
         "bytes_a_trace": sum(n_bytes.values()) / len(store) if len(store) else None,
         "arrays": {
-            name: {
-                "axes": [_axis(store.shape, axis) for axis in ARRAYS[name].axes],
-                "dtype": _format(name),
-                "n_bytes": n_bytes[name],
+            spec.name: {
+                "axes": [a if a in RAGGED_AXES else f"{a} {store.shape.axis_size(a)}" for a in spec.axes],
+                "dtype": spec.dtype if spec.encoding == "plain" else spec.encoding,
+                "n_bytes": n_bytes[spec.name],
             }
-            for name in store.arrays
+            for spec in map(array_spec, store.arrays)
         },
         "labels": sorted(file.stem for file in store.labels_folder.glob("*.parquet")),
         "configuration": store.configuration,
@@ -106,7 +108,8 @@ def _root_problems(path: Path) -> Iterator[dict[str, str]]:
     for file in ("zarr.json", f"{PARTS}/zarr.json"):
         try:
             found = json.loads((path / file).read_text(encoding="utf-8"))
-            is_sound = _without_attributes(found) == GROUP and _is_as_written(path / file)
+            bare = {key: found[key] for key in found.keys() - {"attributes", "consolidated_metadata"}}
+            is_sound = bare == GROUP and _is_as_written(path / file)
         except MALFORMED as error:
             yield _problem("-", file, f"the file cannot be read ({type(error).__name__})")
         else:
@@ -133,17 +136,6 @@ def _is_as_written(file: Path) -> bool:
     return "".join(text.split()) == "".join(json.dumps(json.loads(text)).split())
 
 
-def _without_attributes(description: Mapping[str, Any]) -> dict[str, Any]:
-    ours = {"attributes", "consolidated_metadata"}
-    return {key: value for key, value in description.items() if key not in ours}
-
-
-def _strays(names: list[str]) -> Iterator[dict[str, str]]:
-    for name in names:
-        if not is_part_name(name) and name != "zarr.json":
-            yield _problem("-", f"{PARTS}/{name}", "the file was not committed")
-
-
 def _missing_parts(folders: list[Path], n_parts: int, ledger: list[str]) -> Iterator[dict[str, str]]:
     """Parts that were committed once and are not there; the first format counted them."""
     known = {int(name) for name in ledger} | set(range(n_parts))
@@ -163,15 +155,3 @@ def _file_problems(backend: StorageBackend, folder: Path, commit: Commit) -> Ite
             yield _problem(folder.name, name, "the content differs from what was committed")
     for name in sorted(set(found) - set(commit.files)):
         yield _problem(folder.name, name, "the file was not committed")
-
-
-def _axis(shape: Any, axis: str) -> str:
-    try:
-        return f"{axis} {shape.axis_size(axis)}"
-    except KeyError:
-        return axis
-
-
-def _format(name: str) -> str:
-    spec = ARRAYS[name]
-    return spec.dtype if spec.encoding == "plain" else spec.encoding

@@ -79,7 +79,8 @@ class TraceWriter:
             StoreFullError: If the disk is full; the store stays as it was.
             StoreError: If a question is done in another part already.
             NonFiniteError: If attention holds NaN or infinity.
-            ValueError: If the traces do not belong to the questions or to this store.
+            ValueError: If the traces do not belong to the questions or to this store, or an array is
+                missing or has another shape or number format.
         """
         require_covered(traces, question_ids, failures)
         self.store.refresh_parts()
@@ -118,12 +119,19 @@ class TraceWriter:
         return False
 
     def _commit(self, commit: Commit, traces: Sequence[Trace]) -> bool:
-        """Write a part and commit it; ``False`` if one of its index is there."""
-        backend = self.store.backend
+        """Write a part to a staging folder, flush and commit it; ``False`` if one of its index is there."""
+        backend, shape = self.store.backend, self.store.shape
+        for trace in traces:
+            if trace.shape != shape:
+                raise ValueError(f"trace {trace.trace_id!r} is {trace.shape}, the store keeps {shape}")
         staged = backend.staging(self.name, commit.part)
         with writing(f"part {commit.part:06d} of {backend.name}"):
             try:
-                write_part(staged, commit, traces, shape=self.store.shape, arrays=self.store.arrays)
+                staged.mkdir(parents=True)
+                counts = _write_arrays(staged, traces, shape, self.store.arrays)
+                record = sealed(commit, staged, counts).to_json()
+                (staged / COMMIT).write_text(record, encoding="utf-8")
+                sync_tree(staged)
                 return backend.commit(staged, commit.part)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
@@ -158,34 +166,6 @@ class PartQueue:
         """Wait for the last part; its error goes before one of the part that came after it."""
         self._thread.shutdown()
         self._finish()
-
-
-def write_part(
-    staged: Path, commit: Commit, traces: Sequence[Trace], *, shape: TraceShape, arrays: Sequence[str]
-) -> None:
-    """Write a whole part to a staging folder and flush it; it counts once it is committed.
-
-    Args:
-        staged: Folder that must not exist; left as it is after a fault.
-        commit: What the part covers; its files and counts are filled in here.
-        traces: Traces of the part with in-memory arrays in the stored number format.
-        shape: Sizes and meaning of the axes of the store.
-        arrays: Arrays that the store keeps.
-
-    Raises:
-        OSError: If the disk is full or may not be written.
-        NonFiniteError: If attention holds NaN or infinity.
-        ValueError: If a trace is of another model, or an array is missing or has another shape
-            or number format.
-    """
-    for trace in traces:
-        if trace.shape != shape:
-            raise ValueError(f"trace {trace.trace_id!r} is {trace.shape}, the store keeps {shape}")
-    staged.mkdir(parents=True)
-    counts = _write_arrays(staged, traces, shape, arrays)
-    record = sealed(commit, staged, counts).to_json()
-    (staged / COMMIT).write_text(record, encoding="utf-8")
-    sync_tree(staged)
 
 
 def require_covered(

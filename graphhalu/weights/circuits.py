@@ -60,13 +60,10 @@ def rotations(
     frequencies: Float[np.ndarray, "pair"], offsets: tuple[int, ...], head_dim: int
 ) -> Float[np.ndarray, "offset size size"]:
     """Rotary matrices at some offsets, in the layout of transformers (halves, not neighbours)."""
-    turned = np.tile(np.eye(head_dim), (len(offsets), 1, 1))
-    half = len(frequencies)
-    low, high = np.arange(half), np.arange(half) + half
-    for place, offset in enumerate(offsets):
-        angle = offset * frequencies
-        turned[place, low, low] = turned[place, high, high] = np.cos(angle)
-        turned[place, low, high], turned[place, high, low] = -np.sin(angle), np.sin(angle)
+    turned, angle = np.tile(np.eye(head_dim), (len(offsets), 1, 1)), np.outer(offsets, frequencies)
+    low, high = np.arange(2 * len(frequencies)).reshape(2, -1)
+    turned[:, low, low] = turned[:, high, high] = np.cos(angle)
+    turned[:, low, high], turned[:, high, low] = -np.sin(angle), np.sin(angle)
     return turned
 
 
@@ -84,18 +81,13 @@ def logit_variance(
         rotation: One matrix an offset.
         scaling: Factor of the logits.
     """
-    found = []
-    for turn in rotation:
-        turned = turn @ query @ turn.T
-        found.append(scaling**2 * np.einsum("hij,hji->h", turned, key))
-    return np.stack(found)
+    found = [np.einsum("hij,hji->h", turn @ query @ turn.T, key) for turn in rotation]
+    return scaling**2 * np.stack(found)
 
 
 def self_logit(query: Matrices, key: Matrices, scaling: float) -> PerHead:
     """Mean logit of a token on itself, ``tr M``: on others the mean is 0."""
-    return np.array(
-        [scaling * float((q.astype(np.float64) * k).sum()) for q, k in zip(query, key, strict=True)]
-    )
+    return scaling * np.einsum("hij,hij->h", query, key, dtype=np.float64)
 
 
 def entropy_estimate(

@@ -1,7 +1,7 @@
 """One layer of a weight profile: circuits of its heads, composition with heads below, gains."""
 
 from collections import deque
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Shaped
@@ -9,6 +9,9 @@ from pydantic import Field
 
 from graphhalu.core.config import Config
 from graphhalu.weights.circuits import (
+    Matrices,
+    Moments,
+    PerHead,
     activation,
     attention_gain,
     circuit_values,
@@ -31,13 +34,8 @@ from graphhalu.weights.circuits import (
 from graphhalu.weights.read import PARTS, Part, Weights, repeat_heads
 from graphhalu.weights.spectra import spectrum
 
-Matrices = Float32[np.ndarray, "head size width"]
-Moments = Float32[np.ndarray, "head size size"]
 Words = Float32[np.ndarray, "width width"]
-PerHead = Float[np.ndarray, "head"]
-
 Columns = dict[str, Shaped[np.ndarray, "_"]]
-_NAN: Final = float("nan")
 
 
 class ProfileSettings(Config):
@@ -251,7 +249,7 @@ def _composition(
     n_heads = len(query.matrix)
     head, from_head = (index.ravel() for index in np.indices((n_heads, n_heads)))
     pairs: list[Columns] = []
-    best = {kind: np.full(n_heads, _NAN) for kind in sides}
+    best = {kind: np.full(n_heads, np.nan) for kind in sides}
     for from_layer, value_moment, ov_norm in below:
         earlier = _written(weights, from_layer, weights.heads(from_layer, "o"))
         columns = {
@@ -294,14 +292,14 @@ def _mlp_gain(weights: Weights, layer: int, settings: ProfileSettings) -> float:
     inputs = inputs if shift is None else inputs + shift
     up = weights.block(layer, "up")
     if up is None:
-        return _NAN
+        return np.nan
     middle, function = inputs @ up.T, activation(weights.architecture.activation)
     del up
     gate = weights.block(layer, "gate")
     middle = function(middle) if gate is None else middle * function(inputs @ gate.T)
     del gate
     down = weights.block(layer, "down")
-    return _NAN if down is None else output_gain(middle @ down.T)
+    return np.nan if down is None else output_gain(middle @ down.T)
 
 
 def _strength(weights: Weights, layer: int) -> PerHead:

@@ -1,7 +1,7 @@
 """The profile of a model: every tensor, every head slice, every circuit, layer by layer."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +22,6 @@ _SLICE_COLUMNS: Final = (
     *("layer", "part", "head", "frobenius", "rms", "kurtosis", "outlier", "n_not_finite"),
     *("sigma_max", "stable_rank", "entropy_rank", "tail_alpha"),
 )
-_NAN: Final = float("nan")
 
 
 def profile_model(
@@ -143,19 +142,16 @@ def _layer_rows(layers: list[dict[str, Any]], tensors: list[dict[str, Any]]) -> 
     for row in layers:
         own = [t for t in tensors if t["layer"] == row["layer"] and np.isfinite(t["sigma_max"])]
         alphas = [t["tail_alpha"] for t in own if np.isfinite(t["tail_alpha"])]
+        norms = {t["part"]: t["frobenius"] for t in own}
+        gate, up, down, q, k = (norms.get(part, np.nan) for part in ("gate", "up", "down", "q", "k"))
         more = {
-            "value_amplification": row["value_norm"] / middle if middle > 0 else _NAN,
-            "tail_alpha": float(np.mean(alphas)) if alphas else _NAN,
-            "outlier": max((t["outlier"] for t in own), default=_NAN),
-            "dominance": _dominance({t["part"]: t["frobenius"] for t in own}),
+            "value_amplification": row["value_norm"] / middle if middle > 0 else np.nan,
+            "tail_alpha": float(np.mean(alphas)) if alphas else np.nan,
+            "outlier": max((t["outlier"] for t in own), default=np.nan),
+            "dominance": float(gate * up * down / np.sqrt(q * k)),
         }
         rows.append(row | more)
     return rows
-
-
-def _dominance(norms: Mapping[str, float]) -> float:
-    gate, up, down, q, k = (norms.get(part, _NAN) for part in ("gate", "up", "down", "q", "k"))
-    return float(gate * up * down / np.sqrt(q * k))
 
 
 def _notes(weights: Weights) -> tuple[str, ...]:

@@ -120,8 +120,7 @@ def reads_mixed(profile: WeightProfile, quantity: str) -> bool:
     """Whether a quantity of the layers depends on a part that is stored in more than one way."""
     if quantity in _GAINS and not any(profile.layers["is_gain_estimate"].to_pylist()):
         return False  # the norms behind the blocks fix them
-    mixed = {found.part for found in profile.mixed()}
-    return bool(mixed & set(_FILE["reads"].get(quantity, ())))
+    return not profile.mixed().keys().isdisjoint(_FILE["reads"].get(quantity, ()))
 
 
 def _shares(values: Float[np.ndarray, "layer"]) -> Float[np.ndarray, "layer"]:

@@ -18,7 +18,6 @@ MIN_EIGENVALUES: Final = 50
 MIN_TAIL: Final = 10
 _MOST_STARTS: Final = 200
 _PIECE: Final = 2**19
-_NAN: Final = float("nan")
 
 
 class Spectrum(NamedTuple):
@@ -38,13 +37,13 @@ class Spectrum(NamedTuple):
         n_tail: Eigenvalues in it.
     """
 
-    sigma_max: float = _NAN
-    stable_rank: float = _NAN
-    entropy_rank: float = _NAN
-    tail_alpha: float = _NAN
-    tail_sigma: float = _NAN
-    tail_distance: float = _NAN
-    tail_x_min: float = _NAN
+    sigma_max: float = np.nan
+    stable_rank: float = np.nan
+    entropy_rank: float = np.nan
+    tail_alpha: float = np.nan
+    tail_sigma: float = np.nan
+    tail_distance: float = np.nan
+    tail_x_min: float = np.nan
     n_tail: int = 0
 
 
@@ -82,9 +81,9 @@ def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> dict[str, float]:
     return {
         "frobenius": float(np.sqrt(powers[1])),
         "rms": rms,
-        "kurtosis": fourth / variance**2 if variance > 1e-12 * max(two, 1e-300) else _NAN,
-        "outlier": largest / rms if rms > 0 else _NAN,
-        "zero_fraction": n_zeros / n_values if n_values else _NAN,
+        "kurtosis": fourth / variance**2 if variance > 1e-12 * max(two, 1e-300) else np.nan,
+        "outlier": largest / rms if rms > 0 else np.nan,
+        "zero_fraction": n_zeros / n_values if n_values else np.nan,
         "n_not_finite": n_not_finite,
         "row_outlier": _over_median(np.concatenate(rows)),
         "column_outlier": _over_median(columns),
@@ -104,7 +103,7 @@ def _pieces(values: Float[np.ndarray, "..."]) -> Iterator[Float[np.ndarray, "...
 
 def _over_median(squares: Float[np.ndarray, "line"]) -> float:
     middle = float(np.median(squares)) if squares.size else 0.0
-    return float(np.sqrt(squares.max() / middle)) if middle > 0 else _NAN
+    return float(np.sqrt(squares.max() / middle)) if middle > 0 else np.nan
 
 
 def gram(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "side side"]:
@@ -129,7 +128,7 @@ def spectrum_of_gram(products: Float[np.ndarray, "side side"], *, is_full: bool 
     """
     total = float(np.trace(products, dtype=np.float64))
     if not np.isfinite(total) or total <= 0:
-        return Spectrum(0.0 if total == 0 else _NAN)
+        return Spectrum(0.0 if total == 0 else np.nan)
     if not is_full:
         largest = _largest(products)
         return Spectrum(float(np.sqrt(largest)), total / largest)
@@ -186,7 +185,7 @@ def _fit(values: Float[np.ndarray, "value"], start: int) -> Spectrum:
     below = 1 - np.exp((1 - alpha) * logs)
     distance = float(np.abs(below - np.arange(n_tail) / n_tail).max())
     sigma = (alpha - 1) / n_tail**0.5
-    return Spectrum(_NAN, _NAN, _NAN, alpha, sigma, distance, float(tail[0]), n_tail)
+    return Spectrum(np.nan, np.nan, np.nan, alpha, sigma, distance, float(tail[0]), n_tail)
 
 
 def _largest(products: Float[np.ndarray, "side side"]) -> float:

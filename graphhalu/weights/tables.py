@@ -3,7 +3,6 @@
 Two profiles are compared: those of two models, or of one model stored in two ways.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,13 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 
 from graphhalu.core.config import read_yaml
+from graphhalu.core.documents import FileFormat, read_document, write_document
 from graphhalu.core.errors import UsageError
-from graphhalu.core.files import (
-    read_json_object,
-    read_parquet,
-    reading,
-    replace_file,
-    told_format,
-    write_parquet,
-)
+from graphhalu.core.files import read_parquet, reading, write_parquet
 from graphhalu.core.numerics import json_ready
 from graphhalu.core.registry import unknown_name
 
-FORMAT: Final = "graphhalu-weights"
-FORMAT_VERSION: Final = 1
+KIND: Final = FileFormat("graphhalu-weights", 1, "Make one:  graphhalu weights profile MODEL")
 PROFILE_FILE: Final = "profile.json"
 _RECORDS: Final = ("model", "architecture", "settings", "provenance")
 TABLES: Final = ("tensors", "slices", "heads", "layers", "composition")
@@ -42,22 +34,8 @@ MEASURED_DESCRIPTIONS: Final[dict[str, str]] = _DESCRIPTIONS["measured"]
 NOTES: Final[dict[str, str]] = _DESCRIPTIONS["notes"]
 
 
-@dataclass(frozen=True)
-class MixedType:
-    """A part of the model whose tensors are stored in more than one way.
-
-    Attributes:
-        part: Which part, as ``v`` or ``down``.
-        types: Names of the tensors by storage type.
-    """
-
-    part: str
-    types: Mapping[str, tuple[str, ...]]
-
-    def text(self) -> str:
-        """One line."""
-        listed = ", ".join(f"{len(names)} x {kind}" for kind, names in self.types.items())
-        return f"{self.part}: {listed}"
+StorageTypes = dict[str, dict[str, tuple[str, ...]]]
+"""Names of tensors by part, as ``v`` or ``down``, and by storage type."""
 
 
 @dataclass(frozen=True)
@@ -119,21 +97,21 @@ class WeightProfile:
         """
         return _numbers(self.layers, quantity, LAYER_DESCRIPTIONS)
 
-    def storage_types(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """Names of the tensors of each part by storage type."""
-        found: dict[str, dict[str, tuple[str, ...]]] = {}
+    def storage_types(self) -> StorageTypes:
+        """How the tensors of each part are stored."""
+        found: StorageTypes = {}
         for row in self.tensors.select(["part", "name", "storage"]).to_pylist():
             names = found.setdefault(row["part"], {})
             names[row["storage"]] = (*names.get(row["storage"], ()), row["name"])
         return found
 
-    def mixed(self) -> tuple[MixedType, ...]:
+    def mixed(self) -> StorageTypes:
         """Parts stored in more than one way: comparisons between their layers may show that."""
-        return tuple(
-            MixedType(part, types)
+        return {
+            part: types
             for part, types in self.storage_types().items()
             if len(types) > 1 and part not in ("other", "embedding", "unembedding")
-        )
+        }
 
     def write(self, folder: Path) -> Path:
         """Write ``profile.json`` and a Parquet file a table; gives the JSON file."""
@@ -141,19 +119,14 @@ class WeightProfile:
         for name in TABLES:
             write_parquet(getattr(self, name), folder / f"{name}.parquet")
         values = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
             **{name: getattr(self, name) for name in (*_RECORDS, "notes")},
-            "mixed_types": [{"part": m.part, "types": m.types} for m in self.mixed()],
+            "mixed_types": [{"part": part, "types": types} for part, types in self.mixed().items()],
             "meanings": {"heads": HEAD_DESCRIPTIONS, "layers": LAYER_DESCRIPTIONS},
             "layers": self.layers.to_pylist(),
             "heads": self.heads.to_pylist(),
         }
-        text = json.dumps(json_ready(values), indent=1, ensure_ascii=False, allow_nan=False)
-        path = folder / PROFILE_FILE
         # the JSON comes last: a folder that has it is whole
-        replace_file(path, f"{text}\n".encode())
-        return path
+        return write_document(folder / PROFILE_FILE, values, KIND)
 
 
 def read_profile(folder: Path) -> WeightProfile:
@@ -167,14 +140,9 @@ def read_profile(folder: Path) -> WeightProfile:
     files = {name: path.parent / f"{name}.parquet" for name in TABLES}
     missing = [file.name for file in (path, *files.values()) if not file.is_file()]
     if missing:
-        raise UsageError(
-            f"no weight profile at {folder} ({missing[0]} is missing)\n"
-            f"  Make one:  graphhalu weights profile MODEL"
-        )
+        raise UsageError(f"no weight profile at {folder} ({missing[0]} is missing)\n  {KIND.way_out}")
     with reading(f"{path} is not a readable weight profile", also=(pa.ArrowException,)):
-        values = read_json_object(path)
-        if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"it has {told_format(values)}, expected {FORMAT!r} version {FORMAT_VERSION}")
+        values = read_document(path, dict, KIND)
         found = WeightProfile(
             **{name: dict(values[name]) for name in _RECORDS},
             notes=tuple(map(str, values["notes"])),
@@ -190,10 +158,9 @@ def _check_sizes(profile: WeightProfile) -> None:
     found = (profile.layers.num_rows, profile.heads.num_rows)
     if min(n_layers, n_heads) < 1 or found != (n_layers, n_layers * n_heads):
         raise ValueError(f"{n_layers} layers of {n_heads} heads, with tables of {found} lines")
-    for name in HEAD_DESCRIPTIONS.keys() & set(profile.heads.column_names):
-        profile.heads[name].cast(pa.float64())
-    for name in LAYER_DESCRIPTIONS.keys() & set(profile.layers.column_names):
-        profile.layers[name].cast(pa.float64())
+    for table, known in ((profile.heads, HEAD_DESCRIPTIONS), (profile.layers, LAYER_DESCRIPTIONS)):
+        for name in known.keys() & set(table.column_names):
+            table[name].cast(pa.float64())
     for name in ("part", "name", "storage"):
         profile.tensors[name].cast(pa.string())
     profile.tensors["zero_fraction"].cast(pa.float64())
@@ -214,9 +181,8 @@ def table_of(columns: Mapping[str, np.ndarray]) -> pa.Table:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    plain = [None if isinstance(v, float) and not np.isfinite(v) else v for v in values]
     has_numbers = any(isinstance(v, float) for v in values)
-    return pa.array(plain, type=pa.float64() if has_numbers else None)
+    return pa.array(json_ready(values), type=pa.float64() if has_numbers else None)
 
 
 def _numbers(table: pa.Table, quantity: str, known: Mapping[str, str]) -> Float[np.ndarray, "row"]:
@@ -324,16 +290,16 @@ def _median(values: Float[np.ndarray, "_"]) -> float:
 
 
 def _warnings(first: WeightProfile, second: WeightProfile) -> list[str]:
-    lines = [
-        f"{profile.name} stores {mixed.text()}: differences between its layers may be those of the types"
-        for profile in (first, second)
-        for mixed in profile.mixed()
-    ]
+    lines = []
+    for profile, (part, kinds) in [(each, item) for each in (first, second) for item in each.mixed().items()]:
+        listed = ", ".join(f"{len(names)} x {kind}" for kind, names in kinds.items())
+        warning = "differences between its layers may be those of the types"
+        lines.append(f"{profile.name} stores {part}: {listed}: {warning}")
     types, others = first.storage_types(), second.storage_types()
     differing = [
         f"{part} as {'/'.join(sorted(types[part]))} and {'/'.join(sorted(others[part]))}"
         for part in types
-        if part != "other" and part in others and set(others[part]) != set(types[part])
+        if part != "other" and part in others and others[part].keys() != types[part].keys()
     ]
     if differing:
         lines.append(f"the two store parts in different types: {'; '.join(differing)}")

@@ -21,7 +21,7 @@ from graphhalu.cli.main import run
 from graphhalu.models.cards import resolve_model
 from graphhalu.models.gguf import wheel_gguf
 from graphhalu.testing.tiny_models import save_tiny
-from graphhalu.traces.local import LocalBackend
+from graphhalu.traces.storage import LocalBackend
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 

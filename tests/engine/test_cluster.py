@@ -7,7 +7,7 @@ import pytest
 
 from graphhalu.cli.main import run, with_address
 from graphhalu.core.errors import MissingExtraError, UsageError, WorkerError
-from graphhalu.engine.ray import RayOptions, check_address, connected
+from graphhalu.engine.ray import RayExecutor, check_address, connected
 
 
 @pytest.mark.parametrize("address", ["local", "auto"])
@@ -67,13 +67,13 @@ def test_an_address_may_be_left_out_at_the_end_and_before_another_option():
 
 
 def test_settings_of_workers_without_ray_are_refused():
-    assert RayOptions().engine() is None
+    assert RayExecutor().if_asked() is None
     with pytest.raises(UsageError, match="go with --ray"):
-        RayOptions(ray_actors=3).engine()
+        RayExecutor(ray_actors=3).if_asked()
     with pytest.raises(UsageError, match="share of one GPU"):
-        RayOptions(ray="local", ray_gpus=1.5).engine()
-    engine = RayOptions(ray="auto", ray_actors=5, ray_cpus=3, ray_gpus=0.5, ray_wait=7.0).engine()
-    assert (engine.n_actors, engine.n_threads, engine.gpus, engine.wait_s) == (5, 3, 0.5, 7.0)
+        RayExecutor(ray="local", ray_gpus=1.5).if_asked()
+    engine = RayExecutor(ray="auto", ray_actors=5, ray_cpus=3).if_asked()
+    assert (engine.ray_actors, engine.n_threads) == (5, 3)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.traces.local import LocalBackend
+from graphhalu.traces.storage import LocalBackend
 from graphhalu.traces.store import open_traces, storage_backend
 from graphhalu.traces.verify import verify_store
 

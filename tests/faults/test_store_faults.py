@@ -8,9 +8,8 @@ import pytest
 
 from graphhalu.core.errors import CorruptStoreError
 from graphhalu.traces import metadata
-from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.metadata import read_attributes
-from graphhalu.traces.storage import MAIN, STAGING
+from graphhalu.traces.storage import MAIN, STAGING, LocalBackend
 from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.verify import verify_store
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.heads.table import HeadTable, Trial
+from graphhalu.heads.table import HeadTable
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
 from graphhalu.testing.tiny_models import save_tiny
@@ -17,7 +17,7 @@ def make_table(scores, role="tested", groups=None, **more):
     return HeadTable(
         role=role,
         layers=more.pop("layers", tuple(range(n_layers))),
-        trials=tuple(map(Trial, names, groups or names)),
+        trials=tuple(zip(names, groups or names, strict=True)),
         scores=scores,
         chance=more.pop("chance", np.full((n_layers, n_heads), 0.125)),
         rejected=(("t99", "too short"),),

@@ -8,6 +8,7 @@ import torch
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.datasets.question import Question
+from graphhalu.extract.generate import beam_search
 from graphhalu.heads.ablation import ablation_check, check_heads, choose_heads, require_fitting
 from graphhalu.heads.runs import METRICS, answer_quality, gold_logprob, question_items
 from graphhalu.heads.settings import AblationSettings
@@ -41,13 +42,12 @@ def test_the_log_probability_of_the_gold_answer_equals_one_plain_pass(tiny, item
 
 def test_quality_has_a_value_of_each_metric_for_each_item(tiny, items):
     done = []
-    found = answer_quality(
-        tiny, items, max_new_tokens=5, stops_at_newline=False, batch_size=3, on_progress=done.append
-    )
+    search = beam_search(tiny, max_new_tokens=5, stops_at_newline=False)
+    found = answer_quality(tiny, search, items, batch_size=3, on_progress=done.append)
     assert found.shape == (7, len(METRICS))
     assert done == [3, 3, 1]
     assert (found[:, 2] < 0).all()
-    alone = answer_quality(tiny, items[4:5], max_new_tokens=5, stops_at_newline=False)
+    alone = answer_quality(tiny, search, items[4:5])
     np.testing.assert_allclose(alone[0], found[4], rtol=1e-4)
 
 
@@ -73,8 +73,8 @@ def test_effects_are_differences_of_means_over_the_same_items(tiny, tiny_table, 
     result = ablation_check(tiny.model, mask, items, measure, n_draws=3)
     n_layers = int(mask.is_chosen.any(1).sum())
     assert seen == [0, *[n_layers] * 4]
-    assert result.heads == mask.names
-    match, recall, _ = result.rows
+    assert result["heads"] == mask.names
+    match, recall, _ = result["rows"]
     assert (match["n_items"], recall["n_items"]) == (6, 7)
     there = [i for i in range(7) if i != 2]
     assert match["whole"] == pytest.approx(values[0, there, 0].mean())
@@ -92,14 +92,14 @@ def test_effects_are_differences_of_means_over_the_same_items(tiny, tiny_table, 
 def test_a_whole_check_runs_on_bundled_questions_and_on_needles(tiny, tiny_table, tmp_path):
     settings = AblationSettings(top_k=2, num_samples=2, draws=1, max_new_tokens=3, chat="off")
     result = check_heads(tiny, tiny_table, settings)
-    assert {row["metric"] for row in result.rows} <= set(METRICS)
+    assert {row["metric"] for row in result["rows"]} <= set(METRICS)
     hay = tmp_path / "hay.txt"
     hay.write_text("A mill is old. It has a wheel. " * 9, encoding="utf-8")
     needle = settings.model_copy(update={"task": "needle", "haystack": hay, "lengths": (124,)})
     needles = tmp_path / "needles.jsonl"
     needles.write_text('{"needle": "A fox ran.", "question": "Who?", "real_needle": "A fox"}')
     needle = needle.model_copy(update={"needles": needles})
-    assert check_heads(tiny, tiny_table, needle).rows[-1]["n_items"] == 2
+    assert check_heads(tiny, tiny_table, needle)["rows"][-1]["n_items"] == 2
 
 
 def test_heads_are_chosen_as_the_settings_say(tiny_table):
@@ -121,5 +121,3 @@ def test_a_table_of_another_model_is_refused(tiny, tiny_table):
     require_fitting(published, tiny.identity, 6)
     with pytest.raises(UsageError, match="the number of heads differ"):
         require_fitting(published, tiny.identity, 5)
-    with pytest.raises(UsageError, match="--draws 0"):
-        ablation_check(tiny.model, top_k_heads(tiny_table, 2), [], lambda _: np.zeros((0, 3)), n_draws=0)

@@ -18,7 +18,7 @@ NUMBERS = st.floats(-1e6, 1e6, allow_nan=False) | st.just(float("nan"))
 
 
 def assert_equal(found: HeadTable, expected: HeadTable):
-    for name in ("role", "layers", "trials", "rejected", "model", "settings", "n_resamples", "seed"):
+    for name in ("role", "layers", "trials", "rejected", "model", "settings"):
         assert getattr(found, name) == getattr(expected, name)
     np.testing.assert_array_equal(found.scores, expected.scores)
     np.testing.assert_array_equal(found.chance, expected.chance)
@@ -27,10 +27,10 @@ def assert_equal(found: HeadTable, expected: HeadTable):
         np.testing.assert_array_equal(found.columns[name], values)
 
 
-@given(values=arrays(np.float64, (5, 3, 2), elements=NUMBERS), seed=st.integers(0, 99))
+@given(values=arrays(np.float64, (5, 3, 2), elements=NUMBERS))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_table_comes_back_as_it_was(values, seed, tmp_path):
-    table = make_table(values, seed=seed, columns={"contrast": values[0]}, settings={"gate": 50.0})
+def test_a_table_comes_back_as_it_was(values, tmp_path):
+    table = make_table(values, columns={"contrast": values[0]}, settings={"gate": 50.0})
     path = tmp_path / "heads.json"
     write_heads(path, [table, make_table(values[:0], role="other")])
     found = read_heads(path)
@@ -80,8 +80,8 @@ def test_published_scores_are_read(name, n_trials, top, shared_data):
     assert table.scores.shape == (n_trials, 32, 32)
     assert not np.isnan(table.scores).any()
     if top is not None:
-        assert [(row.layer, row.head) for row in table.ranked()[:5]] == top
-        assert table.ranked()[0].mean == pytest.approx(0.943, abs=1e-3)
+        assert [(row["layer"], row["head"]) for row in table.ranked()[:5]] == top
+        assert table.ranked()[0]["mean"] == pytest.approx(0.943, abs=1e-3)
         assert heads_above(table, 0.1).is_chosen.mean() == pytest.approx(0.032, abs=1e-3)
 
 

@@ -137,7 +137,7 @@ def test_right_answers_are_accepted_and_the_others_give_the_contrast(make_store)
     right = [t for t in traces if t.record.answer == "yes"]
     assert (reasoning.role, question.role) == ("reasoning", "question")
     assert seen[-1] == (29, 29)
-    assert [trial.trial_id for trial in question.trials] == [t.trace_id for t in right]
+    assert [trial_id for trial_id, _ in question.trials] == [t.trace_id for t in right]
     assert {reason for _, reason in question.rejected} == {"ROUGE-1 recall is not above 50 %"}
     assert len(question.rejected) == 29 - len(right)
     assert question.model == {"name": "planted"}

@@ -67,7 +67,7 @@ def test_a_layer_whose_window_ends_behind_the_needle_is_missing(tiny_windowed, s
     table = find_retrieval_heads(tiny_windowed, settings)[0]
     assert np.isnan(table.mean[[0, 2]]).all()
     assert not np.isnan(table.mean[1]).any()
-    assert {row.layer for row in table.ranked()} == {1}
+    assert {row["layer"] for row in table.ranked()} == {1}
 
 
 def test_a_gate_that_nothing_passes_is_an_error_with_reasons(tiny, settings):

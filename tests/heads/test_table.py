@@ -15,14 +15,14 @@ def test_numbers_of_a_head_by_hand():
     scores[:, 0, 0] = np.nan
     table = make_table(scores, layers=(4, 9))
     best, second, *rest = table.ranked()
-    assert (best.layer, best.head, best.count, best.max) == (4, 1, 2, 0.7)
-    assert best.mean == pytest.approx(0.6)
-    assert (second.layer, second.head, second.count, second.max) == (9, 0, 3, 0.9)
-    assert second.mean == pytest.approx(0.5)
-    assert second.std == pytest.approx(np.std([0.2, 0.4, 0.9], ddof=1))
-    assert second.chance == 0.125
-    assert second.low <= second.mean <= second.high
-    assert [(row.layer, row.head) for row in rest] == [(9, 1)]
+    assert [best[name] for name in ("layer", "head", "count", "max")] == [4, 1, 2, 0.7]
+    assert best["mean"] == pytest.approx(0.6)
+    assert [second[name] for name in ("layer", "head", "count", "max")] == [9, 0, 3, 0.9]
+    assert second["mean"] == pytest.approx(0.5)
+    assert second["std"] == pytest.approx(np.std([0.2, 0.4, 0.9], ddof=1))
+    assert second["chance"] == 0.125
+    assert second["low"] <= second["mean"] <= second["high"]
+    assert [(row["layer"], row["head"]) for row in rest] == [(9, 1)]
     assert table.count[0, 0] == 0
     assert np.isnan([table.mean[0, 0], table.std[0, 0], table.max[0, 0]]).all()
 

@@ -100,18 +100,17 @@ def make_heads(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.heads.files import write_heads
-    from graphhalu.heads.table import HeadTable, Trial
+    from graphhalu.heads.table import HeadTable
 
     scores = np.random.default_rng(0).random((3, 2, 5))
     table = HeadTable(
         role="retrieval",
         layers=(0, 1),
-        trials=tuple(Trial(f"t{n}", f"g{n}") for n in range(3)),
+        trials=tuple((f"t{n}", f"g{n}") for n in range(3)),
         scores=scores,
         chance=np.full((2, 5), 0.1),
         columns={"contrast": scores[0]},
         model={"name": "planted"},
-        n_resamples=20,
     )
     write_heads(folder / "heads.json", [table])
     write_heads(folder / "heads.json.gz", [table])
@@ -123,7 +122,7 @@ def read_head_tables(path: Path) -> Any:
     from graphhalu.heads.files import read_heads
 
     tables = read_heads(path)
-    return [(t.role, t.layers, t.scores.tolist(), str(t.model), t.seed) for t in tables]
+    return [(t.role, t.layers, t.scores.tolist(), str(t.model), t.trials) for t in tables]
 
 
 def make_sinks(folder: Path) -> None:

@@ -16,8 +16,8 @@ from graphhalu.core.files import unpack_gzip
 from graphhalu.datasets import files
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.metadata import read_attributes, read_commit
+from graphhalu.traces.storage import LocalBackend
 from graphhalu.traces.store import TraceStore
 from tests.malformed.bounds import Bench
 from tests.malformed.mutations import STRUCTURED, bomb, spoil

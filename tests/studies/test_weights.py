@@ -208,7 +208,7 @@ def test_tables_of_heads_are_written_and_read_as_others_are(tiny, tmp_path):
     tables = read_heads(tmp_path / "heads.json")
     assert [table.role for table in tables] == [f"weights_{name}" for name in HEAD_QUANTITIES]
     assert np.allclose(tables[0].mean, profile.of_heads("logit_variance"))
-    assert tables[0].ranked()[0].count == 1
+    assert tables[0].ranked()[0]["count"] == 1
 
 
 def test_the_risk_is_never_drawn_without_its_validation(tiny, found):

@@ -12,8 +12,8 @@ import filelock
 import pytest
 
 from graphhalu.core.errors import StoreError, StoreFullError, UsageError
-from graphhalu.traces import local
-from graphhalu.traces.local import LocalBackend
+from graphhalu.traces import storage
+from graphhalu.traces.storage import LocalBackend
 
 
 def dead_process():
@@ -36,23 +36,23 @@ def test_a_second_writer_of_the_same_process_is_refused_too(tmp_path):
 
 def test_a_lock_that_a_dead_process_left_is_taken_over(tmp_path):
     holder = {"pid": dead_process(), "host": socket.gethostname(), "since": "2026-01-01"}
-    (tmp_path / local.LOCK).write_text("")
-    (tmp_path / local.HOLDER).write_text(json.dumps(holder))
+    (tmp_path / storage.LOCK).write_text("")
+    (tmp_path / ".lock.json").write_text(json.dumps(holder))
     assert not LocalBackend(tmp_path).is_locked()
     with LocalBackend(tmp_path).lock():
-        assert json.loads((tmp_path / local.HOLDER).read_text())["pid"] != holder["pid"]
+        assert json.loads((tmp_path / ".lock.json").read_text())["pid"] != holder["pid"]
 
 
 def test_a_writer_that_fails_lets_go(tmp_path):
     with contextlib.suppress(KeyError), LocalBackend(tmp_path).lock():
         raise KeyError
     assert not LocalBackend(tmp_path).is_locked()
-    assert not (tmp_path / local.HOLDER).exists()
+    assert not (tmp_path / ".lock.json").exists()
 
 
 def test_a_holder_that_cannot_be_read_is_another_process(tmp_path):
     with LocalBackend(tmp_path).lock():
-        (tmp_path / local.HOLDER).write_text("[1]")
+        (tmp_path / ".lock.json").write_text("[1]")
         with pytest.raises(StoreError, match="by another process"), LocalBackend(tmp_path).lock():
             pass
 

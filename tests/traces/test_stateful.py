@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from graphhalu.core.errors import TraceNotFoundError
-from graphhalu.traces import local, write
+from graphhalu.traces import storage, write
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
@@ -81,7 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
                 patch.setattr(shutil, "rmtree", lambda *_, **__: None)
                 raise Crash
 
-            patch.setattr(local if step == "_move_into_place" else write, step, crash)
+            patch.setattr(storage if step == "_move_into_place" else write, step, crash)
             with pytest.raises(Crash):
                 self.toys.add(self.store, self.block(lengths))
         assert list((self.path / ".writing").iterdir())

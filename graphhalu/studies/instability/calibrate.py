@@ -8,7 +8,8 @@ hundred prompts the two are far apart. Prompts that say the same are in one fold
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from itertools import chain
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -30,6 +31,7 @@ from graphhalu.evaluation.calibration import best_f1_threshold, threshold_at
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import Mask, auroc
 from graphhalu.evaluation.significance import column_tests, compare_to_baseline, pooled_auroc
+from graphhalu.heads.table import mean_of_present
 from graphhalu.labels.summary import share_interval
 from graphhalu.studies.instability.methods import (
     Cases,
@@ -40,7 +42,6 @@ from graphhalu.studies.instability.methods import (
     Method,
     Scores,
     all_methods,
-    present_mean,
     window_grid,
 )
 from graphhalu.studies.instability.series import PromptSeries, SeriesFolder, padded_steps
@@ -84,12 +85,12 @@ def calibrate(
     for method in methods.values():
         nested = [nested_scores(method, cases, settings, seed) for seed in settings.seeds]
         rows.append(_method_row(method, nested, cases, settings))
-        seeds[method.name] = [each.scores for each in nested]
+        seeds[method.name] = [scores for scores, *_ in nested]
         on_progress(len(rows), len(methods))
     fitted = methods[MAIN].fit(cases, np.arange(len(series)), settings.seeds[0])
     window = WindowChoice(
         spread=settings.spread,
-        **grid[fitted.column]._asdict(),
+        **dict(grid[fitted.column]),
         direction=1 if fitted.direction > 0 else -1,
         f1_threshold=_best_f1(fitted, cases, settings),
     )
@@ -120,23 +121,12 @@ def calibrate(
     )
 
 
-class NestedScores(NamedTuple):
-    """Scores of one seed, each by choices made without the prompt.
-
-    Attributes:
-        scores: Pooled over folds; the median where there is none.
-        is_flagged: For each aim, and last for the best F1, whether the prompt is flagged.
-        choices: The choice of each fold.
-        coverage: Share of prompts with a score.
-    """
-
-    scores: Scores
-    is_flagged: Bool[np.ndarray, "aim prompt"]
-    choices: tuple[str, ...]
-    coverage: float
+Nested = tuple[Scores, Bool[np.ndarray, "aim prompt"], list[str], float]
+"""Of one seed: scores pooled over folds, the median where there is none; for each aim, and last for the
+best F1, whether a prompt is flagged; the choice of each fold; and the share of prompts with a score."""
 
 
-def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, seed: int) -> NestedScores:
+def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, seed: int) -> Nested:
     """Score every prompt by choices that were made without it and its group."""
     everyone = np.arange(len(cases.labels))
     folds = inner_folds(*cases, everyone, n_folds=settings.n_folds, seed=seed)
@@ -151,7 +141,7 @@ def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, see
         choices.append(fitted.choice)
     is_there = np.isfinite(pooled)
     scores = np.where(is_there, pooled, np.nanmedian(pooled))
-    return NestedScores(scores, flagged, tuple(choices), float(is_there.mean()))
+    return scores, flagged, choices, float(is_there.mean())
 
 
 def thresholds(scores: Scores, labels: Codes, settings: CalibrateSettings) -> Float[np.ndarray, "aim"]:
@@ -197,16 +187,17 @@ def _best_f1(fitted: Fitted, cases: Cases, settings: CalibrateSettings) -> float
     return found
 
 
-def _method_row(method: Method, seeds: list[NestedScores], cases: Cases, settings: CalibrateSettings) -> Row:
+def _method_row(method: Method, seeds: list[Nested], cases: Cases, settings: CalibrateSettings) -> Row:
     """Results of a method in nested folds, and in sample."""
+    scores, flagged, chosen, coverage = zip(*seeds, strict=True)
     own = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
     best, is_attack = method.fit_in_sample(cases), cases.labels == 1
     sample = EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
-    pooled, _, resampled = pooled_auroc([each.scores for each in seeds], sample)
-    aurocs = [auroc(each.scores, cases.labels) for each in seeds]
-    choices = Counter(choice for each in seeds for choice in each.choices).most_common(5)
+    pooled, _, resampled = pooled_auroc(scores, sample)
+    aurocs = [auroc(each, cases.labels) for each in scores]
+    choices = Counter(chain.from_iterable(chosen)).most_common(5)
     in_sample = best.scores >= thresholds(best.scores, cases.labels, settings)[:, None]
-    nested = np.stack([each.is_flagged for each in seeds], axis=1)
+    nested = np.stack(flagged, axis=1)
     filled = np.where(np.isfinite(best.scores), best.scores, np.nanmedian(best.scores))
     hits = resample_sums(_hits(nested[-1], is_attack), cases.groups, n_resamples=settings.n_resamples)
     points: dict[str, list[Any]] = {"aim": list(settings.false_positive_rates)}
@@ -227,7 +218,7 @@ def _method_row(method: Method, seeds: list[NestedScores], cases: Cases, setting
         in_sample=_auroc(filled, cases, settings.n_resamples, settings.level),
         f1=Estimate.of(_f1(hits), settings.level),
         in_sample_f1=float(_f1(_hits(in_sample[-1:], is_attack).sum(axis=0))),
-        coverage=float(np.mean([each.coverage for each in seeds])),
+        coverage=float(np.mean(coverage)),
         direction=1 if own.direction > 0 else -1,
         points=Row.table(**points),
         choices=[Row(text=text, n_folds=n) for text, n in choices],
@@ -264,7 +255,8 @@ def _step_points(
     """
     layers = slice(choice.first_layer, choice.stop_layer)
     entropy = padded_steps(series, "entropy")
-    spread, focus = (present_mean(padded_steps(series, n)[..., layers]) for n in (choice.spread, "focus"))
+    of_layers = (padded_steps(series, name)[..., layers] for name in (choice.spread, "focus"))
+    spread, focus = (mean_of_present(values, axis=-1) for values in of_layers)
     aurocs = [column_tests(values, *cases)[0] for values in (spread, entropy, focus)]
     estimates = [None if np.isnan(value) else Estimate(value) for value in aurocs[0].tolist()]
     for step in np.flatnonzero(np.isfinite(aurocs[0])):

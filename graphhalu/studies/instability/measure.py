@@ -1,13 +1,13 @@
-"""Measurement of prompts: greedy or drawn answers, then one pass that shows every step.
+"""Measurement of prompts and detection: greedy or drawn answers, then one pass that shows every step.
 
 Step ``t`` is the row that yields token ``t`` of the answer, its end mark included; step 0 is the
-last row of the prompt. A layer whose sliding window no longer covers the system prompt has NaN.
+last row of the prompt. A layer whose sliding window no longer covers the system prompt has NaN. With a
+calibration a measured prompt gets a score, a verdict, and the step at which it crossed.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from graphhalu.core.axes import N_SPANS, RowRange, Span
 from graphhalu.core.config import config_hash
-from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
+from graphhalu.core.errors import DetectorMismatchError, GraphhaluError, NonFiniteError, UsageError
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt, require_span
 from graphhalu.datasets.question import Question
+from graphhalu.detectors.identity import Identity
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.beams import Answer
-from graphhalu.extract.decode import Decoder, decoding
 from graphhalu.extract.forward import Replayed, TokenSequence, read_likelihood
-from graphhalu.extract.generate import beam_search
+from graphhalu.extract.generate import beam_search, sample_draws
 from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
@@ -37,10 +37,20 @@ from graphhalu.features.instability import (
     logit_std,
 )
 from graphhalu.heads.runs import RowsObserver, run_observed
-from graphhalu.models.load import LoadedModel, left_padded
-from graphhalu.studies.instability.methods import focus_share
+from graphhalu.heads.table import mean_of_present
+from graphhalu.models.load import LoadedModel
+from graphhalu.studies.instability.methods import focus_scores, focus_share
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
-from graphhalu.studies.instability.settings import TEMPLATE, Denominator, GatherSettings
+from graphhalu.studies.instability.settings import (
+    TEMPLATE,
+    TRACKER,
+    Calibration,
+    Denominator,
+    DetectSettings,
+    GatherSettings,
+    WindowChoice,
+)
+from graphhalu.studies.rows import Row
 
 SpanMass = Float[np.ndarray, "layer head step span"]
 
@@ -173,37 +183,15 @@ class Measurer:
 
     def _answers(self, asked: Sequence[tuple[PromptRecord, EncodedPrompt]]) -> Sequence[Answer]:
         prompts = [encoded.token_ids.tolist() for _, encoded in asked]
-        if not self.settings.temperature or not prompts:
-            return [beams[0] for beams in self.search.answer(prompts)] if prompts else ()
+        if not prompts:
+            return ()
+        if not self.settings.temperature:
+            return [beams[0] for beams in self.search.answer(prompts)]
         # the same prompt draws the same tokens in every batch
-        texts = [f"{self.settings.seed} {each.iteration} {each.prompt_id}" for each, _ in asked]
-        # a hash, since torch's generator looks at the lowest 32 bits only
-        seeds = [int(sha256(text.encode()).hexdigest()[:8], 16) for text in texts]
-        return self._drawn(prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
-
-    @torch.inference_mode()
-    def _drawn(self, prompts: list[list[int]], generators: list[torch.Generator]) -> list[Answer]:
-        """Answers whose tokens are drawn, each by a generator of its own: no batch changes them."""
-        search, device = self.search, next(self.loaded.model.parameters()).device
-        token_ids, is_token = left_padded(prompts, device)
-        decoder = Decoder(search.model, search.layer_windows, 1)
-        logits = decoder.prefill(token_ids, is_token)
-        parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
-        drawn, is_over = [list[int]() for _ in prompts], [False] * len(prompts)
-        with decoding(search.model):
-            for step in range(search.max_new_tokens):
-                shares = torch.softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
-                new = [
-                    int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)
-                ]
-                for place, token in enumerate(new):
-                    is_over[place] |= token in search.stop_ids
-                    drawn[place] += [] if is_over[place] else [token]
-                if all(is_over) or step + 1 == search.max_new_tokens:
-                    break
-                logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
-        ended = zip(drawn, is_over, strict=True)
-        return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
+        names = [f"{each.iteration} {each.prompt_id}" for each, _ in asked]
+        draws = sample_draws(names, (1, self.settings.max_new_tokens), seed=self.settings.seed)
+        drawn = self.search.sample(prompts, draws, temperature=self.settings.temperature)
+        return [samples[0] for samples in drawn]
 
     @torch.inference_mode()
     def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Answer) -> PromptSeries:
@@ -306,3 +294,92 @@ def visible_layers(
     """
     firsts = np.stack([rows * 0 if w is None else rows - w + 1 for w in layer_windows])
     return firsts <= system.max(), firsts <= 0
+
+
+class PromptDetector:
+    """A calibration with its model, ready to score prompts.
+
+    Args:
+        loaded: The model that the calibration belongs to.
+        calibration: What was calibrated.
+        settings: Method, threshold and answers.
+
+    Raises:
+        DetectorMismatchError: If model, quantisation, chat template or system prompt differ.
+        UsageError: If there is no threshold for the aim, or the window goes beyond the answer.
+    """
+
+    def __init__(self, loaded: LoadedModel, calibration: Calibration, settings: DetectSettings) -> None:
+        self.calibration, self.method = calibration, settings.method
+        end = 0 if self.method == TRACKER else calibration.window.end
+        n_tokens = settings.max_new_tokens or end + 1
+        if n_tokens <= end:
+            beyond = f"the window goes to step {end}, beyond an answer of {n_tokens} tokens"
+            raise UsageError(f"{beyond}\n  Use --max-new-tokens {end + 1} or more")
+        changes: dict[str, Any] = {} if settings.system is None else {"system": settings.system}
+        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": n_tokens}
+        self.threshold = calibration.threshold(self.method, settings.fpr)
+        self.measurer = Measurer(loaded, calibration.gather.model_copy(update=changes))
+        recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
+        asked = Identity.of({"model": dict(loaded.identity), "prompt": recipe})
+        try:
+            calibration.identity.check(asked)
+        except DetectorMismatchError as error:
+            told, _, _ = str(error).rpartition("\n")
+            way_out = "Calibrate on prompts like these:  graphhalu instability gather"
+            raise DetectorMismatchError(f"{told}\n  {way_out}") from None
+
+    def score(self, prompts: Sequence[PromptRecord], on_progress: Progress = no_progress) -> list[Row]:
+        """A verdict on each prompt.
+
+        Raises:
+            UsageError: If there is no prompt, or one has no system span.
+        """
+        if not prompts:
+            raise UsageError("there is no prompt to score")
+        found, size = list[Row](), self.measurer.settings.batch_size
+        for start in range(0, len(prompts), size):
+            found += map(self.verdict, self.measurer.measure(prompts[start : start + size]))
+            on_progress(len(found), len(prompts))
+        return found
+
+    def verdict(self, series: PromptSeries) -> Row:
+        """The verdict on a measured prompt.
+
+        Returns:
+            ``prompt_id`` and ``text``; the ``score``, higher where an attack is more likely, ``None`` if
+            there is none, and the ``reason``; the ``threshold``: scores at or above it are called
+            attacks; ``is_attack``, ``None`` without a score; ``crossed_at``, the first decode step
+            from which on the running mean stays at or above the threshold, ``None`` unless the
+            verdict is attack; ``n_steps`` that were measured, and the ``answer`` so far.
+        """
+        record, choice = series.record, self.calibration.window
+        score, first, reason = None, 0, record.failure
+        if reason is None and self.method == TRACKER:
+            focus = series.arrays["focus_heads"][None].astype(np.float64)
+            score = -float(focus_scores(focus, self.calibration.tracker.heads)[0])
+        elif reason is None:
+            means = running_score(series.arrays[choice.spread].astype(np.float64), choice)
+            steps = f"{series.n_steps} steps, and the window begins at step {choice.start}"
+            reason = None if np.isfinite(means).any() else f"the answer has {steps}"
+            if reason is None:
+                score, below = float(means[-1]), np.flatnonzero(~(means >= self.threshold))
+                first = choice.start + (int(below[-1]) + 1 if len(below) else 0)
+        is_attack = None if score is None else score >= self.threshold
+        more = {"crossed_at": first if is_attack else None, "n_steps": series.n_steps, "reason": reason}
+        named = {"prompt_id": record.prompt_id, "text": record.text, "score": score}
+        decided = {"threshold": self.threshold, "is_attack": is_attack}
+        return Row(**named, **decided, **more, answer=record.answer)
+
+
+def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice) -> Float[np.ndarray, "part"]:
+    """Score after each step of the window: direction times the mean of its steps so far.
+
+    The last value is the score. Steps without a value are skipped; NaN before the first value.
+    Empty if the answer ends before the window.
+    """
+    steps = slice(choice.start, choice.start + choice.length)
+    values = mean_of_present(spread[steps, choice.first_layer : choice.stop_layer], axis=-1)
+    is_there = np.isfinite(values)
+    count, total = np.cumsum(is_there), np.cumsum(np.where(is_there, values, 0.0))
+    return choice.direction * np.where(count > 0, total / np.maximum(count, 1), np.nan)

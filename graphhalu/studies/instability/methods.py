@@ -90,7 +90,11 @@ def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Codes) -> t
     if not layers:
         cuts = f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut}"
         raise UsageError(f"{cuts} leave none of {n_layers} layers")
-    return tuple(Window(*pair, *each) for each in layers for pair in steps)
+    return tuple(
+        Window(start=start, length=n, first_layer=first, stop_layer=stop)
+        for first, stop in layers
+        for start, n in steps
+    )
 
 
 def window_scores(values: Float[np.ndarray, "prompt step layer"], windows: Sequence[Window]) -> Columns:
@@ -103,15 +107,10 @@ def window_scores(values: Float[np.ndarray, "prompt step layer"], windows: Seque
         values: NaN after the last step, and in layers that do not see the system prompt.
         windows: They start within the steps.
     """
-    layers = {window[2:] for window in windows}
-    means = {each: present_mean(values[..., slice(*each)]) for each in layers}
-    scores = [present_mean(means[w[2:]][:, w.start : w.end + 1]) for w in windows]
+    layers = {window.layers for window in windows}
+    means = {each: mean_of_present(values[..., slice(*each)], axis=-1) for each in layers}
+    scores = [mean_of_present(means[w.layers][:, w.start : w.end + 1], axis=-1) for w in windows]
     return np.stack(scores, axis=1)
-
-
-def present_mean(values: Float[np.ndarray, "*row value"]) -> Float[np.ndarray, "*row"]:
-    """Mean over the last axis, leaving out NaN; NaN if nothing else is there."""
-    return mean_of_present(np.moveaxis(values, -1, 0))
 
 
 class Cases(NamedTuple):
@@ -285,9 +284,7 @@ def read_important_heads(path: Path) -> Heads:
     Source:
         khhung-906/Attention-Tracker, commit d92bf08, ``configs/model_configs/*.json``.
     """
-    if not path.is_file():
-        raise UsageError(f"no list of heads at {path}")
-    listed: Any = read_json(path)
+    listed: Any = read_json(path, missing=UsageError(f"no list of heads at {path}"))
     for name in ("params", "important_heads"):
         listed = listed.get(name, listed) if isinstance(listed, dict) else listed
     try:
@@ -347,7 +344,7 @@ def all_methods(
         given: A published list of heads for Attention Tracker.
     """
     n_steps = np.array([each.n_steps for each in series])
-    single = [n for n, window in enumerate(grid) if window[2:] == grid[0][2:]]
+    single = [n for n, window in enumerate(grid) if window.layers == grid[0].layers]
 
     def are_reached(train: Train) -> Mask:
         return reached(grid, settings, n_steps[train])
@@ -364,7 +361,7 @@ def all_methods(
         if values.ndim == 2:  # noqa: PLR2004 - without layers, each range of steps once
             values, windows = (
                 values[..., None],
-                [grid[n]._replace(first_layer=0, stop_layer=1) for n in single],
+                [grid[n].model_copy(update={"first_layer": 0, "stop_layer": 1}) for n in single],
             )
             texts, allowed = tuple(f"steps {w.start}-{w.end}" for w in windows), are_single_reached
         scores = window_scores(values, windows)

@@ -4,7 +4,7 @@ A calibration is one JSON file: the choices for ``detect``, and how well they do
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -105,36 +105,9 @@ class DetectSettings(Config):
     """Longest answer; by default to the window's end."""
 
 
-class Window(NamedTuple):
-    """Decode steps and layers that a score is averaged over.
+class Window(Config):
+    """Decode steps and layers that a score is averaged over."""
 
-    Attributes:
-        start: First step.
-        length: Steps.
-        first_layer: First layer.
-        stop_layer: One past the last layer.
-    """
-
-    start: int
-    length: int
-    first_layer: int
-    stop_layer: int
-
-    @property
-    def end(self) -> int:
-        """Last step."""
-        return self.start + self.length - 1
-
-    def text(self) -> str:
-        """In words."""
-        return f"steps {self.start}-{self.end}, layers {self.first_layer}-{self.stop_layer - 1}"
-
-
-class WindowChoice(Config):
-    """The score of ``detect``: spread over heads, mean over layers and steps of a window."""
-
-    spread: Spread
-    """Which spread."""
     start: int
     """First step."""
     length: int
@@ -143,15 +116,31 @@ class WindowChoice(Config):
     """First layer."""
     stop_layer: int
     """One past the last layer."""
+
+    @property
+    def end(self) -> int:
+        """Last step."""
+        return self.start + self.length - 1
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """First layer, and one past the last."""
+        return self.first_layer, self.stop_layer
+
+    def text(self) -> str:
+        """In words."""
+        return f"steps {self.start}-{self.end}, layers {self.first_layer}-{self.stop_layer - 1}"
+
+
+class WindowChoice(Window):
+    """The score of ``detect``: spread over heads, mean over layers and steps of a window."""
+
+    spread: Spread
+    """Which spread."""
     direction: Literal[-1, 1]
     """1 if attacks are higher, -1 if lower; the score is multiplied by it."""
     f1_threshold: float
     """Threshold with the best F1 on all prompts."""
-
-    @property
-    def window(self) -> Window:
-        """Steps and layers."""
-        return Window(self.start, self.length, self.first_layer, self.stop_layer)
 
 
 class TrackerChoice(Config):

@@ -43,9 +43,9 @@ from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.passes import (
     Journal,
     Kind,
-    SinkPasses,
     SinkPrompt,
     kind_of,
+    measure_prompts,
     sink_fields,
     sink_prompts,
 )
@@ -170,7 +170,7 @@ def _run(
     left = [prompt for prompt in prompts if prompt.idx not in journal.done]
     for start in range(0, len(left), WAVE):
         on_progress(len(journal.done), len(prompts))
-        journal.add(SinkPasses(loaded, config, meta).measure(left[start : start + WAVE]))
+        journal.add(measure_prompts(left[start : start + WAVE], loaded, config, meta))
     on_progress(len(journal.done), len(prompts))
     meta |= {"n_failed": dict(Counter(failures)), "n_records": len(prompts)}
     meta["cpu_s"] = round(time.process_time() - started, 1)

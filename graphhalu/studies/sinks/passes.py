@@ -182,69 +182,68 @@ class SinkObserver:
         return sink_fields(k, mode, mean.numpy(), (count > 0).numpy())
 
 
-class SinkPasses(NamedTuple):
-    """The passes of one run.
+def measure_prompts(
+    prompts: Sequence[SinkPrompt], loaded: LoadedModel, config: SinkMeasureConfig, run: Mapping[str, Any]
+) -> Iterator[list[SinkRecord]]:
+    """Records of each sequence, one a cell; those of about equal length go together.
 
-    Attributes:
+    Args:
+        prompts: The sequences.
         loaded: The model.
         config: Sinks, query rows and size of a batch.
         run: Description of the run.
     """
 
-    loaded: LoadedModel
-    config: SinkMeasureConfig
-    run: Mapping[str, Any]
+    def fits(batch: list[SinkPrompt]) -> bool:
+        return len(batch) * batch[-1].sequence.length <= config.batch_tokens
 
-    def measure(self, prompts: Sequence[SinkPrompt]) -> Iterator[list[SinkRecord]]:
-        """Records of each sequence, one a cell; those of about equal length go together."""
+    for batch in grouped(sorted(prompts, key=lambda prompt: prompt.sequence.length), fits):
+        for prompt, likely, masses in _observed(batch, loaded, config):
+            fields = _about(prompt, likely, run)
+            yield [SinkRecord.of(run, **mass, **fields) for mass in masses]
 
-        def fits(batch: list[SinkPrompt]) -> bool:
-            return len(batch) * batch[-1].sequence.length <= self.config.batch_tokens
 
-        for batch in grouped(sorted(prompts, key=lambda prompt: prompt.sequence.length), fits):
-            yield from self.batch(batch)
+@torch.inference_mode()
+def _observed(
+    batch: Sequence[SinkPrompt], loaded: LoadedModel, config: SinkMeasureConfig
+) -> list[tuple[SinkPrompt, Replayed, list[dict[str, Any]]]]:
+    """One pass over a batch that is padded on the right: likelihoods, and the sink masses of each cell."""
+    model, sequences = loaded.model, [prompt.sequence for prompt in batch]
+    device = next(model.parameters()).device
+    lengths = torch.tensor([each.length for each in sequences], device=device)
+    how: dict[str, Any] = {"start": config.query_start, "windows": loaded.layer_windows}
+    observer = SinkObserver((lengths - 2).tolist(), config.cells, **how, n_heads=loaded.n_heads)
+    tokens = [torch.from_numpy(each.token_ids.astype(np.int64)) for each in sequences]
+    token_ids = pad_sequence(tokens, batch_first=True).to(device)
+    position = torch.arange(token_ids.shape[1], device=device).expand(len(batch), -1)
+    # found by a pass of its own, whose attention must not be observed
+    body = body_below_head(model)
+    inputs = {"input_ids": token_ids, "position_ids": position}
+    inputs["attention_mask"] = (position < lengths[:, None]).long()
+    with capturing(model, observer):
+        done = DeferredPass(model, body, **inputs, use_cache=False)
+    masses = [[observer.mass(index, *cell) for cell in observer.sums] for index in range(len(batch))]
+    return list(zip(batch, read_likelihood(done, sequences), masses, strict=True))
 
-    @torch.inference_mode()
-    def batch(self, batch: Sequence[SinkPrompt]) -> Iterator[list[SinkRecord]]:
-        """One pass over a batch that is padded on the right."""
-        model, sequences = self.loaded.model, [prompt.sequence for prompt in batch]
-        device = next(model.parameters()).device
-        lengths = torch.tensor([each.length for each in sequences], device=device)
-        how: dict[str, Any] = {"start": self.config.query_start, "windows": self.loaded.layer_windows}
-        last = (lengths - 2).tolist()
-        observer = SinkObserver(last, self.config.cells, **how, n_heads=self.loaded.n_heads)
-        tokens = [torch.from_numpy(each.token_ids.astype(np.int64)) for each in sequences]
-        token_ids = pad_sequence(tokens, batch_first=True).to(device)
-        position = torch.arange(token_ids.shape[1], device=device).expand(len(batch), -1)
-        # found by a pass of its own, whose attention must not be observed
-        body = body_below_head(model)
-        inputs = {"input_ids": token_ids, "position_ids": position}
-        inputs["attention_mask"] = (position < lengths[:, None]).long()
-        with capturing(model, observer):
-            done = DeferredPass(model, body, **inputs, use_cache=False)
-        for index, (prompt, likely) in enumerate(zip(batch, read_likelihood(done, sequences), strict=True)):
-            fields = self._about(prompt, likely)
-            masses = (observer.mass(index, *cell) for cell in observer.sums)
-            yield [SinkRecord.of(self.run, **mass, **fields) for mass in masses]
 
-    def _about(self, prompt: SinkPrompt, likely: Replayed) -> dict[str, Any]:
-        """What is the same in all records of a sequence."""
-        question, right = prompt.question, prompt.question.correct_choices
-        found, is_given = likeliest(likely.option_logprobs), self.run["pose"] == "given"
-        pred = found if isinstance(found, int) else None
-        stated = question.given[prompt.place].is_hallucinated if is_given else question.input_label
-        meta: dict[str, Any] = {"question_id": question.question_id, "group_id": question.group_id}
-        meta |= {"source": self.run["dataset"], "pose": self.run["pose"], "place": prompt.place}
-        known = {key: question.metadata[key] for key in _META_FIELDS if key in question.metadata}
-        return {
-            "idx": prompt.idx,
-            "target": None if is_given else ",".join(LETTERS[place] for place in right),
-            "pred": None if pred is None else LETTERS[pred],
-            "labels": {"hallucinated": None if pred is None else pred not in right, "input": stated},
-            "entropy": float(likely.arrays["token_entropy"][-1]),
-            "seq_len": prompt.sequence.prompt_length,
-            "meta": {**meta, **known},
-        }
+def _about(prompt: SinkPrompt, likely: Replayed, run: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the same in all records of a sequence."""
+    question, right = prompt.question, prompt.question.correct_choices
+    found, is_given = likeliest(likely.option_logprobs), run["pose"] == "given"
+    pred = found if isinstance(found, int) else None
+    stated = question.given[prompt.place].is_hallucinated if is_given else question.input_label
+    meta: dict[str, Any] = {"question_id": question.question_id, "group_id": question.group_id}
+    meta |= {"source": run["dataset"], "pose": run["pose"], "place": prompt.place}
+    known = {key: question.metadata[key] for key in _META_FIELDS if key in question.metadata}
+    return {
+        "idx": prompt.idx,
+        "target": None if is_given else ",".join(LETTERS[place] for place in right),
+        "pred": None if pred is None else LETTERS[pred],
+        "labels": {"hallucinated": None if pred is None else pred not in right, "input": stated},
+        "entropy": float(likely.arrays["token_entropy"][-1]),
+        "seq_len": prompt.sequence.prompt_length,
+        "meta": {**meta, **known},
+    }
 
 
 class Journal:

@@ -27,14 +27,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, model_validator
 
-from graphhalu.core.documents import validated
+from graphhalu.core.documents import FileFormat, validated, write_document
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import parse_json, read_json_object, reading, reason_of, replace_file, shown
 from graphhalu.core.provenance import provenance
 from graphhalu.labels.labels import Meaning
 
-FORMAT: Final = "graphhalu-sinks"
-FORMAT_VERSION: Final = 1
+KIND: Final = FileFormat("graphhalu-sinks", 1, "Measure again:  graphhalu sinks measure")
 SUFFIX: Final = ".jsonl.gz"
 META_SUFFIX: Final = ".meta.json"
 QueryMode = Literal["last", "range"]
@@ -255,7 +254,7 @@ def read_run(path: Path) -> SinkRun:
     """
     records = _read_records(path)
     if not records:
-        raise DataFileError(f"{path} holds no record\n  Measure again:  graphhalu sinks measure")
+        raise DataFileError(f"{path} holds no record\n  {KIND.way_out}")
     first, counts = records[0], Counter(record.idx for record in records)
     for record in records:
         different = [name for name in SETTINGS if getattr(record, name) != getattr(first, name)]
@@ -285,11 +284,10 @@ def write_run(folder: Path, run: SinkRun) -> Path:
     if not run.records:
         raise UsageError("there is no record to write: no question could be measured")
     lines = "".join(json.dumps(plain_record(r), ensure_ascii=False) + "\n" for r in run.records)
-    meta = {**run.meta, "format": FORMAT, "format_version": FORMAT_VERSION, "provenance": provenance()}
-    described, path = json.dumps(meta, indent=2, ensure_ascii=False), folder / f"{run.name}{SUFFIX}"
+    path = folder / f"{run.name}{SUFFIX}"
     # without a time in the header equal records make equal files
     replace_file(path, gzip.compress(lines.encode(), compresslevel=6, mtime=0))
-    replace_file(folder / f"{run.name}{META_SUFFIX}", described.encode())
+    write_document(folder / f"{run.name}{META_SUFFIX}", {**run.meta, "provenance": provenance()}, KIND)
     return path
 
 

@@ -24,7 +24,7 @@ from graphhalu.evaluation.crossfit import cross_fit_folds, standardise
 from graphhalu.evaluation.metrics import Floats, Ints, auroc
 from graphhalu.evaluation.univariate import FEATURES
 from graphhalu.features.matrix import feature_matrix
-from graphhalu.heads.table import HeadTable, Trial
+from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.studies.rows import Row, StudyResult
 from graphhalu.studies.weights.agreement import (
@@ -238,7 +238,7 @@ def _is_mixed(pair: Agreement, profile: WeightProfile) -> bool:
     if pair.level == "layer":
         return reads_mixed(profile, pair.static)
     parts = {"v", "o", "qkv"} if pair.static.startswith(("v_", "ov_")) else {"q", "k", "qkv"}
-    return any(mixed.part in parts for mixed in profile.mixed())
+    return not parts.isdisjoint(profile.mixed())
 
 
 def _entropy_check(profile: WeightProfile, measured: Measured) -> Row:
@@ -272,7 +272,7 @@ def head_tables(profile: WeightProfile, quantities: Sequence[str] = HEAD_QUANTIT
         UnknownNameError: If there is no such quantity.
     """
     # the identity of a loaded model says more, and tables of one model must agree
-    about, trials = {"model": dict(profile.model), **profile.settings}, (Trial("weights", "weights"),)
+    about, trials = {"model": dict(profile.model), **profile.settings}, (("weights", "weights"),)
     shape = tuple(range(profile.n_layers)), trials
     found = {name: profile.of_heads(name)[None] for name in quantities}
     return [

@@ -7,8 +7,7 @@ from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
 from graphhalu.studies.instability.calibrate import calibrate
-from graphhalu.studies.instability.detect import PromptDetector, running_score
-from graphhalu.studies.instability.measure import gather
+from graphhalu.studies.instability.measure import PromptDetector, gather, running_score
 from graphhalu.studies.instability.series import PromptSeries, numbered
 from graphhalu.studies.instability.settings import DetectSettings, GatherSettings, WindowChoice
 from graphhalu.testing.tiny_models import save_tiny
@@ -75,7 +74,7 @@ def test_a_prompt_crosses_where_the_mean_stays_above(tiny, study, steps, thresho
 def test_a_measured_prompt_scores_alike_when_it_is_asked_again(tiny, study):
     folder, calibration = study
     detector = PromptDetector(tiny, calibration, DetectSettings(fpr=0.2))
-    window = calibration.window.window
+    window = calibration.window
     for verdict, each in zip(detector.score(numbered(TEXTS[:3])), folder.read(), strict=False):
         values = each.arrays["std"][window.start : window.end + 1]
         expected = values[:, window.first_layer : window.stop_layer].mean()
@@ -104,7 +103,7 @@ def test_another_model_or_system_prompt_is_refused(tiny, study, tmp_path):
 
 
 def test_a_window_beyond_the_answer_asked_for_is_refused(tiny, study):
-    needed = study[1].window.window.end + 1
+    needed = study[1].window.end + 1
     with pytest.raises(UsageError, match=f"--max-new-tokens {needed} or more"):
         PromptDetector(tiny, study[1], DetectSettings(fpr=0.2, max_new_tokens=needed - 1))
     assert PromptDetector(tiny, study[1], DetectSettings(fpr=0.2, max_new_tokens=needed))

@@ -35,7 +35,7 @@ def test_among_many_noise_columns_the_in_sample_choice_shines_and_the_nested_one
     cases, method = cases_of(), columns_method(np.random.default_rng(0).normal(size=(60, 499)))
     best = method.fit_in_sample(cases)
     assert auroc(best.scores, cases.labels) > 0.68
-    nested = [nested_scores(method, cases, SETTINGS, seed).scores for seed in range(5)]
+    nested = [nested_scores(method, cases, SETTINGS, seed)[0] for seed in range(5)]
     assert abs(np.mean([auroc(scores, cases.labels) for scores in nested]) - 0.5) < 0.12
 
 
@@ -44,9 +44,9 @@ def test_a_planted_column_is_chosen_in_every_fold_with_its_direction():
     columns = np.random.default_rng(1).normal(size=(60, 23))
     columns[:, 7] -= 4 * cases.labels
     method = columns_method(columns)
-    found = nested_scores(method, cases, SETTINGS, 0)
-    assert found.choices == ("7", "7", "7")
-    assert auroc(found.scores, cases.labels) > 0.97
+    scores, _, choices, _ = nested_scores(method, cases, SETTINGS, 0)
+    assert choices == ["7", "7", "7"]
+    assert auroc(scores, cases.labels) > 0.97
     assert method.fit(cases, np.arange(60), 0).direction == -1
 
 
@@ -77,11 +77,11 @@ def test_prompts_without_a_score_stand_at_the_median_and_are_never_flagged():
     cases = cases_of()
     columns = (cases.labels * 3.0 + np.random.default_rng(3).normal(size=60))[:, None]
     columns[::5] = np.nan
-    found = nested_scores(columns_method(columns), cases, SETTINGS, 0)
-    assert found.coverage == pytest.approx(0.8)
-    assert len(set(found.scores[::5].tolist())) == 1
-    assert not found.is_flagged[:, ::5].any()
-    assert found.is_flagged[-1].any()
+    scores, is_flagged, _, coverage = nested_scores(columns_method(columns), cases, SETTINGS, 0)
+    assert coverage == pytest.approx(0.8)
+    assert len(set(scores[::5].tolist())) == 1
+    assert not is_flagged[:, ::5].any()
+    assert is_flagged[-1].any()
 
 
 @pytest.mark.parametrize(("rate", "n_flagged"), [(0.01, 0), (0.05, 1), (0.10, 2), (0.2, 4)])

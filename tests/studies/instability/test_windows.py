@@ -9,19 +9,23 @@ from graphhalu.studies.instability.methods import LENGTHS, STARTS, reached, wind
 from graphhalu.studies.instability.settings import CalibrateSettings, Window
 
 
+def window(start, length, first_layer, stop_layer):
+    return Window(start=start, length=length, first_layer=first_layer, stop_layer=stop_layer)
+
+
 def grid(n_steps, n_layers=30, **settings):
     return window_grid(CalibrateSettings(**settings), n_layers, np.array(n_steps))
 
 
 def test_layers_are_cut_as_the_study_cuts_them():
     found = grid([160] * 7, n_layers=32, mid_high=[0.25, 0.33], tail_cut=[0.05, 0.10])
-    layers = {window[2:] for window in found}
+    layers = {window.layers for window in found}
     assert layers == {(8, 30), (8, 28), (10, 30), (10, 28)}
 
 
 def test_the_published_grid_is_whole_where_answers_are_long_enough():
     found = grid([160] * 7)
-    assert len({window[:2] for window in found}) == len(STARTS) * len(LENGTHS)
+    assert len({(window.start, window.length) for window in found}) == len(STARTS) * len(LENGTHS)
     assert reached(found, CalibrateSettings(), np.array([160] * 5)).all()
 
 
@@ -29,11 +33,11 @@ def test_scores_are_means_over_layers_and_the_steps_that_an_answer_has():
     values = np.random.default_rng(0).uniform(size=(3, 7, 5))
     values[1, 4:] = np.nan  # an answer of four steps
     values[2, 2:] = np.nan
-    windows = [Window(1, 3, 1, 4), Window(2, 5, 0, 5), Window(5, 2, 2, 3)]
+    windows = [window(1, 3, 1, 4), window(2, 5, 0, 5), window(5, 2, 2, 3)]
     found = window_scores(values, windows)
     for row in range(3):
-        for column, window in enumerate(windows):
-            inside = values[row, window.start : window.end + 1, window[2] : window[3]]
+        for column, each in enumerate(windows):
+            inside = values[row, each.start : each.end + 1, each.first_layer : each.stop_layer]
             inside = inside[np.isfinite(inside)]
             if len(inside):
                 assert found[row, column] == pytest.approx(inside.mean())
@@ -48,7 +52,7 @@ def test_layers_that_do_not_see_the_system_prompt_are_left_out_of_the_mean():
     values[:, :, 1] = np.nan
     values[:, 1, :] = 3.0
     values[:, 1, 1] = np.nan
-    assert window_scores(values, [Window(0, 3, 0, 5)])[0, 0] == pytest.approx(5 / 3)
+    assert window_scores(values, [window(0, 3, 0, 5)])[0, 0] == pytest.approx(5 / 3)
 
 
 def test_automatic_windows_begin_where_most_and_end_where_half_of_the_prompts_are():
@@ -65,7 +69,7 @@ def test_automatic_windows_begin_where_most_and_end_where_half_of_the_prompts_ar
 
 def test_where_answers_are_shorter_than_any_window_the_shortest_is_left():
     found = window_grid(CalibrateSettings(), 30, np.array([2, 2, 3]))
-    assert {window[:2] for window in found} == {(1, 1)}
+    assert {(window.start, window.length) for window in found} == {(1, 1)}
     assert reached(found, CalibrateSettings(), np.array([2, 2, 3])).all()
 
 

@@ -9,7 +9,7 @@ from graphhalu.cli.main import run as run_command
 from graphhalu.core.config import load_config
 from graphhalu.core.errors import ConfigError, DataFileError, UsageError
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.heads.table import HeadTable, Trial
+from graphhalu.heads.table import HeadTable
 from graphhalu.studies.rows import find_row
 from graphhalu.studies.sinks.analyze import SinksResult, analyze, analyze_run, heterogeneity, model_size
 from graphhalu.studies.sinks.records import write_run
@@ -24,7 +24,7 @@ def role_table(scores, name="some/model-2B"):
     return HeadTable(
         "induction",
         tuple(range(5)),
-        (Trial("t", "t"),),
+        (("t", "t"),),
         scores[None],
         np.zeros(scores.shape),
         model={"name": name},

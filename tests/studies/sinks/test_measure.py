@@ -168,15 +168,15 @@ def test_questions_that_need_words_are_answered_into_a_store_and_read_from_it(fo
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(folder, tmp_path, monkeypatch):
     whole = by_name(measure(config(folder), tmp_path / "whole"))
     monkeypatch.setattr(measure_module, "WAVE", 2)
-    ran, original = [], measure_module.SinkPasses.measure
+    ran, original = [], measure_module.measure_prompts
 
-    def killed(passes, items):
+    def killed(items, *how):
         ran.append(len(items))
         if len(ran) == 2:
             raise KeyboardInterrupt
-        return original(passes, items)
+        return original(items, *how)
 
-    monkeypatch.setattr(measure_module.SinkPasses, "measure", killed)
+    monkeypatch.setattr(measure_module, "measure_prompts", killed)
     with pytest.raises(KeyboardInterrupt):
         measure(config(folder), tmp_path / "cut")
     journal = next((tmp_path / "cut").glob(".*.journal"))
