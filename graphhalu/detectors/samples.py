@@ -276,11 +276,9 @@ class SampleAgreement(TrainedDetector):
 
     card: ClassVar[DetectorCard] = DetectorCard.of("sample-agreement")
 
-    def __init__(self, seed: int | None = None, config: Any = None) -> None:
-        super().__init__(seed, config)
-        self.weights: dict[str, np.ndarray] | None = None
-        self.out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
-        """Logits of each training trace from a fit that never saw its question."""
+    weights: dict[str, np.ndarray] | None = None
+    out_of_fold: Mapping[int, Float[np.ndarray, "_"]] = {}
+    """Logits of each training trace from a fit that never saw its question."""
 
     @property
     def n_parameters(self) -> int:
@@ -296,10 +294,11 @@ class SampleAgreement(TrainedDetector):
         targets = labels.values[indices]
         check_classes(targets, self.card, n_without=int((~known).sum()), way_out=WAY_OUT)
         groups = question_groups([traces[index] for index in indices.tolist()])
+        out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
         for fold in folds_of(targets, groups, n_folds=3, seed=self.config.seed):
             held_out = logits(values[fold.held_out], fit_agreement(values[fold.train], targets[fold.train]))
-            self.out_of_fold |= dict(zip(indices[fold.held_out].tolist(), held_out[:, None], strict=True))
-        self.weights = fit_agreement(values, targets)
+            out_of_fold |= dict(zip(indices[fold.held_out].tolist(), held_out[:, None], strict=True))
+        self.weights, self.out_of_fold = fit_agreement(values, targets), out_of_fold
         self.training_report = {"n_train": len(targets), "n_without_samples": int((~known).sum())}
         return self
 

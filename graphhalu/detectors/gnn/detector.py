@@ -26,6 +26,7 @@ from graphhalu.core.registry import class_path
 from graphhalu.core.splits import InnerFold, Split, inner_folds
 from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.columns import check_shape, describe_shape
+from graphhalu.detectors.gnn.attribution import attribute_graph
 from graphhalu.detectors.gnn.config import LOSS, QUICK, NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, ScaledGraphs, wide_blocks
 from graphhalu.detectors.gnn.networks import check_network, make_network, n_parameters, network_arguments
@@ -81,15 +82,13 @@ class NetworkDetector(TrainedDetector):
 
     config: NetworkConfig
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.schema: GraphSchema | None = None
-        self.scaler: InputScaler | None = None
-        self.networks: list[nn.Module] = []
-        self.out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
-        """Logits of each training trace from networks that never saw its question."""
-        self.log_folder: Path | None = None
-        """Where Lightning's logger writes; nothing is logged without."""
+    schema: GraphSchema | None = None
+    scaler: InputScaler | None = None
+    networks: Sequence[nn.Module] = ()
+    out_of_fold: Mapping[int, Float[np.ndarray, "_"]] = {}
+    """Logits of each training trace from networks that never saw its question."""
+    log_folder: Path | None = None
+    """Where Lightning's logger writes; nothing is logged without."""
 
     def check(self, traces: Sequence[Trace]) -> None:
         """Refuse devices, networks and layers that cannot be, before anything is built.
@@ -170,8 +169,6 @@ class NetworkDetector(TrainedDetector):
 
     def attribute(self, trace: Trace) -> Attribution | None:
         """Effect of each edge, and of each head on the edges; ``None`` without a graph."""
-        from graphhalu.detectors.gnn.attribution import attribute_graph
-
         schema = self._fitted()
         check_shape(trace, schema.model_shape)
         try:

@@ -259,9 +259,7 @@ class EvidenceConfig(TokenNetworkConfig):
         for name in self.nodes:
             if is_compared or name not in ("contrast", "shift"):
                 blocks += [f"{name}@{layer}" for layer in nearest] if name in WIDE else [name]
-        return GraphRecipe(
-            edges=self.edges, nodes=tuple(blocks), prompt_edges=False, view="multiplex", sinks="remove"
-        )
+        return GraphRecipe(self.edges, tuple(blocks), prompt_edges=False, view="multiplex", sinks="remove")
 
 
 class StreamingConfig(EvidenceConfig):
