@@ -14,9 +14,9 @@ from graphhalu.evaluation.audit import KIND as AUDIT
 from graphhalu.evaluation.compare import RunOptions, clear_checkpoints
 from graphhalu.evaluation.compare import compare as run_comparison
 from graphhalu.evaluation.controls import DEFAULT_DETECTORS, control_rows
-from graphhalu.evaluation.methods import CLAIMS, CLAIMS_FILE, claims_together
 from graphhalu.evaluation.result import Result, read_result
 from graphhalu.evaluation.settings import CompareConfig, detector_spec, detector_specs
+from graphhalu.evaluation.significance import CLAIMS, CLAIMS_FILE, claims_together
 from graphhalu.evaluation.training import (
     check_detector,
     fit_for_use,

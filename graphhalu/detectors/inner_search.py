@@ -6,10 +6,12 @@ The validation side takes no part: a comparison fits calibration and threshold t
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.utils.class_weight import compute_sample_weight
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
@@ -73,14 +75,6 @@ class Grid:
         return self.strengths or (L2_GRID if self.penalty == "l2" else L1_GRID)
 
 
-class Candidate(NamedTuple):
-    """One point of a grid."""
-
-    view: str
-    n_components: int
-    strength: float
-
-
 @dataclass(frozen=True)
 class Learned:
     """A fitted model, and how it was chosen.
@@ -123,7 +117,7 @@ def search(side: Side, grid: Grid, folds: Sequence[InnerFold]) -> Learned:
     grid = _pruned(grid, scaling.is_used, len(side.labels))
     views = _screened(side, grid, folds, scaling)
     numbers = grid.components if grid.penalty == "l2" else (ALL_COMPONENTS,)
-    candidates = [Candidate(*point) for point in product(views, sorted(numbers), grid.path)]
+    candidates = list(product(views, sorted(numbers), grid.path))
     logits = np.full((len(candidates), len(side.labels)), np.nan)
     for fold in folds:
         scaled = _scaled(side, [grid.views[view] for view in views], fold, scaling.median)
@@ -131,14 +125,16 @@ def search(side: Side, grid: Grid, folds: Sequence[InnerFold]) -> Learned:
         rows = [_held_out_logits(train, test, labels, grid) for train, test in scaled]
         logits[:, fold.held_out] = np.concatenate(rows)
     place, inner_auroc = first_of_the_best(logits, side.labels, folds)
-    chosen = candidates[place]
-    model = fit_candidate(side, grid, chosen)
+    view, n_components, strength = candidates[place]
+    model = fit_candidate(side, grid, view, n_components, strength)
     report = {
-        **chosen._asdict(),
+        "view": view,
+        "n_components": n_components,
+        "strength": strength,
         "n_folds": len(folds),
         "n_candidates": len(candidates),
         "inner_auroc": inner_auroc,
-        "n_columns": len(grid.views[chosen.view]),
+        "n_columns": len(grid.views[view]),
         "n_weights": int((model.weight != 0).sum()),
     }
     return Learned(model, logits[place], report)
@@ -163,16 +159,16 @@ def simplest(aurocs: Float[np.ndarray, "candidate"]) -> int:
     return int(np.flatnonzero(aurocs >= aurocs.max() - CLEARLY)[0])
 
 
-def fit_candidate(side: Side, grid: Grid, candidate: Candidate) -> LinearModel:
-    """One candidate on a whole side, folded into weights of the raw columns."""
-    chosen = grid.views[candidate.view]
+def fit_candidate(side: Side, grid: Grid, view: str, n_components: int, strength: float) -> LinearModel:
+    """One point of a grid on a whole side, folded into weights of the raw columns."""
+    chosen = grid.views[view]
     scaling = Scaling.of(side.values[:, chosen])
     values = scaling.apply(side.values[:, chosen])
-    path = grid.path[: grid.path.index(candidate.strength) + 1]
+    path = grid.path[: grid.path.index(strength) + 1]
     if grid.penalty == "l1":
         found = l1_path(values, side.labels, path)[-1]
     else:
-        rotation = Rotation.of(values, candidate.n_components)
+        rotation = Rotation.of(values, n_components)
         turned = l2_path(rotation.scores, side.labels, path)[-1]
         found = Solution(rotation.columns(turned.weight), turned.bias)
     return scaling.widened(chosen, side.values.shape[1]).linear(*found)
@@ -280,9 +276,6 @@ def _ridge_auroc(
     Its kernel is computed once for all folds, which makes it many times faster than a logistic
     regression; the columns are standardised by the whole training side, without labels.
     """
-    from sklearn.kernel_ridge import KernelRidge
-    from sklearn.utils.class_weight import compute_sample_weight
-
     if not len(chosen):  # every column is constant
         return 0.5
     scaled = Scaling(*(part[chosen] for part in scaling)).apply(side.values[:, chosen], np.float32)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 from pydantic import Field
+from scipy.linalg import cholesky, solve_triangular
 
 from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import (
@@ -74,12 +75,10 @@ class ProbeDetector(TrainedDetector):
 
     config: ProbeConfig
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.shape: dict[str, Any] = {}
-        self.layout: tuple[Layout, ...] = ()
-        self.out_of_fold: dict[int, float] = {}
-        """Logit of each training trace from a fold's model that never saw its question."""
+    shape: Mapping[str, Any] = {}
+    layout: tuple[Layout, ...] = ()
+    out_of_fold: Mapping[int, float] = {}
+    """Logit of each training trace from a fold's model that never saw its question."""
 
     @classmethod
     def specs(cls) -> tuple[FeatureSpec, ...]:
@@ -91,14 +90,16 @@ class ProbeDetector(TrainedDetector):
         chosen = ChosenTraces.labelled(traces, labels, split.train)
         kept = np.array(chosen.indices, dtype=np.int64)
         check_classes(labels.values[kept], self.card)
-        side, layout, used = self._side(chosen, labels.values[kept])
+        columns, seed = columns_of(chosen, self.specs()), self.config.seed
+        used = np.flatnonzero(np.isfinite(columns.values).any(axis=1))
+        groups = question_groups([chosen[int(place)] for place in used]) if len(used) else used
+        side = Side(columns.values[used], columns.names, labels.values[kept[used]], groups, seed)
         check_classes(side.labels, self.card, n_without=len(kept) - len(used))
-        seed = self.config.seed
         if self.is_shuffled:
             side = replace(side, labels=shuffled_by_group(side.labels, side.groups, seed=seed))
         folds = folds_of(side.labels, side.groups, n_folds=self.config.n_folds, seed=seed)
         learned = type(self).learn(side, folds)
-        self.model, self.layout = learned.model, layout
+        self.model, self.layout = learned.model, columns.layout
         self.shape = describe_shape(chosen[0].shape)
         self.out_of_fold = dict(zip(kept[used].tolist(), learned.out_of_fold.tolist(), strict=True))
         self.training_report = {
@@ -157,16 +158,6 @@ class ProbeDetector(TrainedDetector):
         n_columns = sum(entry.n_columns for entry in self.layout)
         if len(self.model.is_used) != n_columns:
             raise ValueError(f"{len(self.model.is_used)} weights for {n_columns} columns")
-
-    def _side(
-        self, traces: Sequence[Trace], labels: Int[np.ndarray, "trace"], expected: Sequence[Layout] = ()
-    ) -> tuple[Side, tuple[Layout, ...], Int[np.ndarray, "used"]]:
-        """Traces with at least one known column, and their places among the given ones."""
-        columns = columns_of(traces, self.specs(), expected)
-        used = np.flatnonzero(np.isfinite(columns.values).any(axis=1))
-        groups = question_groups([traces[int(place)] for place in used]) if len(used) else used
-        side = Side(columns.values[used], columns.names, labels[used], groups, self.config.seed)
-        return side, columns.layout, used
 
     def _unused(self) -> frozenset[str]:
         """Features without a column that is read."""
@@ -270,8 +261,6 @@ _JITTER: Final = 1e-6
 
 def learn_jointly(side: Side, folds: Sequence[InnerFold]) -> Learned:
     """Every layer, head and hidden state in one linear map: choose shares and penalty, then fit."""
-    from scipy.linalg import solve_triangular
-
     scaling = Scaling.of(side.values)
     scaled = scaling.apply(side.values, np.float32)
     used = [column for column, is_used in zip(side.columns, scaling.is_used, strict=True) if is_used]
@@ -312,8 +301,6 @@ def _coordinates(values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray,
 
     An L2 penalty does not notice the change, so 60,000 columns cost what the traces cost.
     """
-    from scipy.linalg import cholesky
-
     kernel = (values @ values.T).astype(np.float64)
     jitter = max(_JITTER * float(np.trace(kernel)) / len(kernel), _JITTER)
     while True:

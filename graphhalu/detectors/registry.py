@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import Any, Final
 
-from graphhalu.core.errors import GraphhaluError
 from graphhalu.core.registry import Registry
 from graphhalu.detectors.base import Detector, DetectorCard, class_name
 from graphhalu.labels.labels import Level
@@ -70,11 +69,6 @@ def detector_names(level: Level) -> list[str]:
 
     One that cannot be imported counts among those of answers, where a comparison tells why.
     """
-    return [name for name in DETECTORS.names() if _level(name) == level]
-
-
-def _level(name: str) -> Level:
-    try:
-        return DETECTORS.get(name).card.level
-    except GraphhaluError:
-        return "answer"
+    found, _ = DETECTORS.load_all()
+    levels = {name: found[name].card.level if name in found else "answer" for name in DETECTORS.names()}
+    return [name for name, of_detector in levels.items() if of_detector == level]

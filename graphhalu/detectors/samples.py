@@ -211,27 +211,22 @@ def measured(traces: Sequence[Trace], names: Sequence[str]) -> Measures:
     return found
 
 
-class SampleScalar(ScalarDetector):
-    """One number of the sampled answers of a question."""
-
-    way_out: ClassVar[str] = WAY_OUT
-    measure: ClassVar[str]
-    """Name in :data:`MEASURES`."""
-
-    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
-        """The number of each trace; NaN where its question has too few samples."""
-        return measured(traces, (type(self).measure,))[:, 0]
+def _of_samples(name: str, measure: str) -> type[ScalarDetector]:
+    """A detector by one of :data:`MEASURES`; NaN where a question has too few samples."""
+    return ScalarDetector.variant(
+        name, __name__, values=lambda traces: measured(traces, (measure,))[:, 0], way_out=WAY_OUT
+    )
 
 
-SemanticEntropy: Final = SampleScalar.variant("semantic-entropy")
-LexicalSimilarity: Final = SampleScalar.variant("lexical-similarity")
-Eigv: Final = SampleScalar.variant("eigv")
-Deg: Final = SampleScalar.variant("deg")
-Ecc: Final = SampleScalar.variant("ecc")
-KernelEntropy: Final = SampleScalar.variant("kernel-entropy")
-SelfcheckNgram: Final = SampleScalar.variant("selfcheck-ngram")
-TokenSar: Final = SampleScalar.variant("token-sar")
-SentenceSar: Final = SampleScalar.variant("sentence-sar")
+SemanticEntropy: Final = _of_samples("semantic-entropy", "semantic-entropy")
+LexicalSimilarity: Final = _of_samples("lexical-similarity", "lexical-similarity")
+Eigv: Final = _of_samples("eigv", "eigenvalue-sum")
+Deg: Final = _of_samples("deg", "mean-distance")
+Ecc: Final = _of_samples("ecc", "eccentricity")
+KernelEntropy: Final = _of_samples("kernel-entropy", "kernel-entropy")
+SelfcheckNgram: Final = _of_samples("selfcheck-ngram", "selfcheck-ngram")
+TokenSar: Final = _of_samples("token-sar", "token-sar")
+SentenceSar: Final = _of_samples("sentence-sar", "sentence-sar")
 
 
 def has_samples(traces: Sequence[Trace]) -> bool:
@@ -256,22 +251,24 @@ def logits(values: Measures, weights: Mapping[str, np.ndarray]) -> Float[np.ndar
     return found
 
 
-class AskedScalar(ScalarDetector):
-    """What the model says of its own answer."""
+def doubts(traces: Sequence[Trace], name: str) -> Float[np.ndarray, "trace"]:
+    """One minus the probability that the model gives its answer, or its mean over the samples.
 
-    way_out: ClassVar[str] = "The model must be asked: extract with --ask, and --samples 10 for what supports"
-    asked: ClassVar[str]
-    """Name in :attr:`TraceRecord.asked`."""
-
-    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
-        """One minus the probability, or its mean over the samples; NaN where nothing was asked."""
-        name = type(self).asked
-        said = [t.record.asked.get(name, np.nan) if t.record.answer.strip() else np.nan for t in traces]
-        return np.array([1 - float(np.mean(each)) for each in said])
+    Args:
+        traces: NaN for those of which nothing was asked.
+        name: In :attr:`TraceRecord.asked`.
+    """
+    said = [t.record.asked.get(name, np.nan) if t.record.answer.strip() else np.nan for t in traces]
+    return np.array([1 - float(np.mean(each)) for each in said])
 
 
-PTrue: Final = AskedScalar.variant("p-true")
-SelfcheckPrompt: Final = AskedScalar.variant("selfcheck-prompt")
+_ASK: Final = "The model must be asked: extract with --ask, and --samples 10 for what supports"
+PTrue: Final = ScalarDetector.variant(
+    "p-true", __name__, values=lambda traces: doubts(traces, "p_true"), way_out=_ASK
+)
+SelfcheckPrompt: Final = ScalarDetector.variant(
+    "selfcheck-prompt", __name__, values=lambda traces: doubts(traces, "supported"), way_out=_ASK
+)
 
 
 class SampleAgreement(TrainedDetector):
@@ -279,11 +276,9 @@ class SampleAgreement(TrainedDetector):
 
     card: ClassVar[DetectorCard] = DetectorCard.of("sample-agreement")
 
-    def __init__(self, seed: int | None = None, config: Any = None) -> None:
-        super().__init__(seed, config)
-        self.weights: dict[str, np.ndarray] | None = None
-        self.out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
-        """Logits of each training trace from a fit that never saw its question."""
+    weights: dict[str, np.ndarray] | None = None
+    out_of_fold: Mapping[int, Float[np.ndarray, "_"]] = {}
+    """Logits of each training trace from a fit that never saw its question."""
 
     @property
     def n_parameters(self) -> int:
@@ -299,10 +294,11 @@ class SampleAgreement(TrainedDetector):
         targets = labels.values[indices]
         check_classes(targets, self.card, n_without=int((~known).sum()), way_out=WAY_OUT)
         groups = question_groups([traces[index] for index in indices.tolist()])
+        out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
         for fold in folds_of(targets, groups, n_folds=3, seed=self.config.seed):
             held_out = logits(values[fold.held_out], fit_agreement(values[fold.train], targets[fold.train]))
-            self.out_of_fold |= dict(zip(indices[fold.held_out].tolist(), held_out[:, None], strict=True))
-        self.weights = fit_agreement(values, targets)
+            out_of_fold |= dict(zip(indices[fold.held_out].tolist(), held_out[:, None], strict=True))
+        self.weights, self.out_of_fold = fit_agreement(values, targets), out_of_fold
         self.training_report = {"n_train": len(targets), "n_without_samples": int((~known).sum())}
         return self
 

@@ -77,10 +77,6 @@ class TrainedDetector(Detector, ABC):
         config = load_config(cls.config_class, None, values)
         return {"seed": config.seed, "config": config}
 
-    def unfitted(self) -> UsageError:
-        """The error for a score before a fit."""
-        return UsageError(f"{self.card.name} is not fitted: call fit first, or load a saved one")
-
     def fitted(self, learned: T | None, traces: Sequence[Trace] = ()) -> T:
         """What fitting learned.
 
@@ -88,7 +84,7 @@ class TrainedDetector(Detector, ABC):
             UsageError: If it is missing.
         """
         if learned is None:
-            raise self.unfitted()
+            raise UsageError(f"{self.card.name} is not fitted: call fit first, or load a saved one")
         check_identity(self.identity, traces)
         return learned
 

@@ -1,6 +1,7 @@
 """Detectors that are one number of a trace; only the sign is learnt."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -10,14 +11,7 @@ from jaxtyping import Float
 from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import Split
-from graphhalu.detectors.base import (
-    ChosenTraces,
-    Detector,
-    DetectorCard,
-    Scores,
-    check_classes,
-    sibling_traces,
-)
+from graphhalu.detectors.base import ChosenTraces, Detector, Scores, check_classes, sibling_traces
 from graphhalu.detectors.columns import columns_of
 from graphhalu.detectors.saved import TrainedDetector
 from graphhalu.detectors.smoothing import SmoothedDetector
@@ -52,7 +46,8 @@ class ScalarDetector(TrainedDetector):
     def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
         """The number of each trace, before its sign; NaN where there is none.
 
-        By default the mean of a feature over layers, heads or what else it has.
+        By default the mean of a feature over layers, heads or what else it has; a variant may have a
+        function of its own.
         """
         return row_means(columns_of(traces, (FeatureSpec(self.feature),)).values)
 
@@ -99,40 +94,26 @@ Length: Final = ScalarDetector.variant("length")
 HiddenScore: Final = ScalarDetector.variant("hidden-score")
 
 
-class Focus(ScalarDetector):
-    """Attention of the answer to the question and its context."""
-
-    card: ClassVar[DetectorCard] = DetectorCard.of("focus")
-
-    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
-        """Mean mass of both spans together; a span that a trace lacks adds nothing."""
-        columns = columns_of(traces, (FeatureSpec("span_mass"),))
-        spans = []
-        for span in ("question", "context"):
-            places = [place for place, name in enumerate(columns.names) if name.endswith(f".{span}")]
-            spans.append(row_means(columns.values[:, places]))
-        is_known = np.isfinite(spans).any(axis=0)
-        return np.where(is_known, np.nansum(spans, axis=0), np.nan)
+def focus(traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+    """Mean attention of the answer to question and context; a span that a trace lacks adds nothing."""
+    columns = columns_of(traces, (FeatureSpec("span_mass"),))
+    spans = []
+    for span in ("question", "context"):
+        places = [place for place, name in enumerate(columns.names) if name.endswith(f".{span}")]
+        spans.append(row_means(columns.values[:, places]))
+    is_known = np.isfinite(spans).any(axis=0)
+    return np.where(is_known, np.nansum(spans, axis=0), np.nan)
 
 
-class Eigenscore(ScalarDetector):
-    """How much the beams of a question differ."""
-
-    card: ClassVar[DetectorCard] = DetectorCard.of("eigenscore")
-    way_out: ClassVar[str] = (
-        "It compares the beams of a question: extract with --keep-beams 5 and hidden states"
-    )
-
-    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
-        """EigenScore of the beams of each trace's question; they need no label of their own."""
-        spec = FeatureSpec("beam_eigenscore")
-        found = np.full(len(traces), np.nan)
-        for place, (trace, beams) in enumerate(zip(traces, sibling_traces(traces), strict=True)):
-            if len(beams) > 1:
-                own = [beam.trace_id for beam in beams].index(trace.trace_id)
-                values = columns_of(beams, (spec,)).values
-                found[place] = values[own, 0] if values.shape[1] else np.nan
-        return found
+def eigenscore(traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+    """EigenScore of the beams of each trace's question; they need no label of their own."""
+    found = np.full(len(traces), np.nan)
+    for place, (trace, beams) in enumerate(zip(traces, sibling_traces(traces), strict=True)):
+        if len(beams) > 1:
+            own = [beam.trace_id for beam in beams].index(trace.trace_id)
+            values = columns_of(beams, (FeatureSpec("beam_eigenscore"),)).values
+            found[place] = values[own, 0] if values.shape[1] else np.nan
+    return found
 
 
 def row_means(values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace"]:
@@ -160,29 +141,30 @@ def late_and_unmoved(columns: Columns) -> Float[np.ndarray, "token"]:
     return (ranks > 0).mean(axis=0) - columns["output_shift"]
 
 
-class ContrastScalar(ScalarDetector):
-    """One number of the tokens of an answer, from the columns of the family ``contrast``."""
-
-    way_out: ClassVar[str] = WAY_OUT
-    of_tokens: ClassVar[Callable[[Columns], Float[np.ndarray, "token"]]]
-    """The number of each token."""
-
-    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
-        """Mean over the answer tokens of each trace; NaN where no context was left out."""
-        return np.array([self._value(trace) for trace in traces], dtype=np.float64)
-
-    def _value(self, trace: Trace) -> float:
-        try:
-            found = family_columns(trace, "contrast")
-        except TraceNotFoundError:
-            return np.nan
-        columns = dict(zip(found.names, found.values.T, strict=True))
-        return float(type(self).of_tokens(columns).mean())
+def contrast_means(
+    traces: Sequence[Trace], of_tokens: Callable[[Columns], Float[np.ndarray, "token"]]
+) -> Float[np.ndarray, "trace"]:
+    """Mean over the answer tokens of each trace of a number of each; NaN where no context was left out."""
+    found = np.full(len(traces), np.nan)
+    for place, trace in enumerate(traces):
+        with suppress(TraceNotFoundError):
+            columns = family_columns(trace, "contrast")
+            found[place] = of_tokens(dict(zip(columns.names, columns.values.T, strict=True))).mean()
+    return found
 
 
-Gasp: Final = ContrastScalar.variant("gasp", of_tokens=likelihood_drop)
-Lumina: Final = ContrastScalar.variant("lumina", of_tokens=late_and_unmoved)
-
+Focus: Final = ScalarDetector.variant("focus", values=focus)
+Eigenscore: Final = ScalarDetector.variant(
+    "eigenscore",
+    values=eigenscore,
+    way_out="It compares the beams of a question: extract with --keep-beams 5 and hidden states",
+)
+Gasp: Final = ScalarDetector.variant(
+    "gasp", values=lambda traces: contrast_means(traces, likelihood_drop), way_out=WAY_OUT
+)
+Lumina: Final = ScalarDetector.variant(
+    "lumina", values=lambda traces: contrast_means(traces, late_and_unmoved), way_out=WAY_OUT
+)
 TokenContrast: Final = LinearTokenDetector.variant("token-contrast", __name__)
 TokenShift: Final = LinearTokenDetector.variant("token-shift", __name__)
 TokenResidual: Final = LinearTokenDetector.variant("token-residual", __name__)

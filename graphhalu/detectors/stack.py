@@ -64,11 +64,9 @@ class Stack(TrainedDetector, ABC):
     """Where members are saved below the folder of the stack."""
     saved_fields: ClassVar[tuple[str, ...]] = ("config", "joints", "bias")
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.members: Mapping[str, Detector] = {}
-        self.joints: dict[str, Joint] = {}
-        self.bias = 0.0
+    members: Mapping[str, Detector] = {}
+    joints: Mapping[str, Joint] = {}
+    bias: float = 0.0
 
     @classmethod
     @abstractmethod
@@ -207,16 +205,14 @@ class AllFeatures(Stack):
         kept = np.array(ChosenTraces.labelled(traces, labels, split.train).indices, dtype=np.int64)
         check_classes(labels.values[kept], self.card)
         training = replace(split, validation=split.validation[:0])
-        members, failures = {}, {}
+        members, failures = dict[str, Any](), dict[str, str]()
         for name in self.config.blocks:
             kind = self.member_class(name)
             member = kind(**kind.settings(seed=self.config.seed, n_folds=self.config.n_folds))
             try:
-                member.fit(traces, labels, training)
+                members[name] = member.fit(traces, labels, training)
             except NotEnoughDataError as error:
                 failures[name] = str(error).splitlines()[0]
-                continue
-            members[name] = member
         if not members:
             raise NotEnoughDataError(f"no block could be fitted: {next(iter(failures.values()))}")
         self.join_members(members, labels, kept)

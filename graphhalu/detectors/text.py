@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -44,11 +45,9 @@ class TextDetector(TrainedDetector, ABC):
     regression: ClassVar[Mapping[str, Any]]
     """Settings of the solver."""
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.vectorisers: dict[str, CountVectorizer] = {}
-        self.weight: Float[np.ndarray, "term"] | None = None
-        self.bias = 0.0
+    vectorisers: Mapping[str, CountVectorizer] = {}
+    weight: Float[np.ndarray, "term"] | None = None
+    bias: float = 0.0
 
     def learn(
         self, documents: Documents, labels: Int[np.ndarray, "item"], folds: Sequence[InnerFold]
@@ -80,13 +79,12 @@ class TextDetector(TrainedDetector, ABC):
         Raises:
             NotEnoughDataError: If all are empty.
         """
-        self.vectorisers = {}
+        fitted: dict[str, CountVectorizer] = {}
         for kind, vectoriser in found.items():
-            try:
-                self.vectorisers[kind] = vectoriser.fit(documents)
-            except ValueError:  # scikit-learn's word for an empty vocabulary
-                continue
-        if not self.vectorisers:
+            with suppress(ValueError):  # scikit-learn's word for an empty vocabulary
+                fitted[kind] = vectoriser.fit(documents)
+        self.vectorisers = fitted
+        if not fitted:
             n_least = next(iter(found.values())).min_df
             raise NotEnoughDataError(
                 f"no term is in {n_least} of the {len(documents)} training {self.card.level}s"
@@ -157,9 +155,9 @@ class Tfidf(TextDetector):
     def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
         """Take over vocabulary and weights of a saved control."""
         arrays, vocabulary = read_arrays(folder), values["vocabulary"]
-        for kind, terms in vocabulary.items():
-            self.vectorisers[kind] = _vectoriser(kind, vocabulary=terms)
-            self.vectorisers[kind].idf_ = arrays[f"idf_{kind}"]
+        self.vectorisers = {kind: _vectoriser(kind, vocabulary=terms) for kind, terms in vocabulary.items()}
+        for kind, vectoriser in self.vectorisers.items():
+            vectoriser.idf_ = arrays[f"idf_{kind}"]
         self.restore_weights(arrays)
 
     def _text(self, trace: Trace) -> str:

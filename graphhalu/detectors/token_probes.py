@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
+from scipy.linalg import solve
+from sklearn.utils.class_weight import compute_sample_weight
 
 from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.core.numerics import auroc
@@ -125,9 +127,6 @@ def ridge_path(values: Values, labels: Truth, strengths: Sequence[float] = STREN
     alike, and ``y`` of -1 and 1. scikit-learn's ``Ridge`` would sum the products of the columns
     again for each strength, which is what takes the time.
     """
-    from scipy.linalg import solve
-    from sklearn.utils.class_weight import compute_sample_weight
-
     share = compute_sample_weight("balanced", labels).astype(values.dtype) / len(labels)
     mean = share @ values
     centred = (values - mean) * np.sqrt(share)[:, None]
@@ -180,11 +179,9 @@ class LinearTokenDetector(TrainedDetector):
 
     config: TokenProbeConfig
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.views: Views = ()
-        self.names: tuple[str, ...] = ()
-        self.shape: dict[str, Any] = {}
+    views: Views = ()
+    names: tuple[str, ...] = ()
+    shape: Mapping[str, Any] = {}
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the labelled tokens of ``split.train``; validation takes no part."""

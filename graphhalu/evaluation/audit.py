@@ -212,11 +212,6 @@ def _likeness_to_prompt(data: _Data) -> Floats | None:
     return np.asarray(prompts.multiply(answers).sum(axis=1), dtype=np.float64).ravel()
 
 
-def _answer_prior(data: _Data) -> Floats:
-    texts = np.array([question_key(record.answer) for record in data.records])
-    return cross_fitted_rate(data.labels, texts, data.groups)
-
-
 SIGNALS: Final[Mapping[str, Callable[[_Data], Floats | None]]] = {
     "answer length": lambda data: np.array([float(r.length - r.prompt_length) for r in data.records]),
     "prompt length": lambda data: np.array([float(each.prompt_length) for each in data.records]),
@@ -226,7 +221,9 @@ SIGNALS: Final[Mapping[str, Callable[[_Data], Floats | None]]] = {
     "category prior": lambda data: (
         data.categories and cross_fitted_rate(data.labels, data.categories.names, data.groups)
     ),
-    "same answer elsewhere": _answer_prior,
+    "same answer elsewhere": lambda data: cross_fitted_rate(
+        data.labels, np.array([question_key(each.answer) for each in data.records]), data.groups
+    ),
 }
 """What could rank answers without a detector; ``None`` where the records do not say."""
 

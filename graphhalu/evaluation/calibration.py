@@ -19,6 +19,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit
 
 from graphhalu.core.config import Config, validate
 from graphhalu.core.errors import UsageError
@@ -145,8 +147,6 @@ class Calibration(Config):
         """Probability of being hallucinated, as common as on the validation side; NaN of NaN."""
         if self.method == "isotonic":
             return np.interp(scores, self.scores, self.probabilities)
-        from scipy.special import expit
-
         distance = np.clip(scores - self.centre, -self.reach, self.reach)
         return expit(self.slope * distance + self.intercept)
 
@@ -274,9 +274,6 @@ def _platt(scores: Floats, labels: Ints) -> dict[str, float]:
         (of those between the 5th and 95th percentile) count as ten: one answer with a huge
         perplexity would otherwise flatten the whole curve.
     """
-    from scipy.optimize import minimize
-    from scipy.special import expit, log_expit
-
     lowest, highest = _certainty(labels)
     targets = np.where(labels == 1, highest, lowest)
     clipped = np.clip(scores, *np.quantile(scores, [0.05, 0.95]))

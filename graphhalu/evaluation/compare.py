@@ -53,7 +53,6 @@ from graphhalu.evaluation.detector_metrics import (
     token_counts,
     token_notes,
 )
-from graphhalu.evaluation.methods import METRIC_OF, method_tests
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.result import (
     RESULT_FILE,
@@ -65,7 +64,7 @@ from graphhalu.evaluation.result import (
     upgraded_samples,
 )
 from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, GivenDetectors, detector_specs
-from graphhalu.evaluation.significance import choose_baseline, compare_to_baseline
+from graphhalu.evaluation.significance import METRIC_OF, choose_baseline, compare_to_baseline, method_tests
 from graphhalu.features.table import opener
 from graphhalu.labels.labels import Labels, as_labels
 from graphhalu.traces.schema import array_spec, stored_shape

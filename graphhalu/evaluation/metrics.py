@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, Num, Shaped
+from scipy.special import logit
 
 from graphhalu.core import numerics
 from graphhalu.core.axes import LABEL_CORRECT, LABEL_HALLUCINATED
@@ -464,7 +465,6 @@ def recalibration(probability: Floats, labels: Ints) -> tuple[float, float]:
     Source:
         Cox 1958; both by maximum likelihood in one curve, the intercept where the logit is 0.
     """
-    from scipy.special import logit
     from sklearn.linear_model import LogisticRegression
 
     _check_probabilities(probability)

@@ -28,17 +28,12 @@ def previous_token(block: TraceBlock, place: int) -> PreviousToken:
     Raises:
         TraceNotFoundError: If the traces keep neither.
     """
-    is_edges = attention_kept(block.arrays.names()) == "edges"
-    found = (_from_edges if is_edges else _from_pairs)(block, place)
+    if attention_kept(block.arrays.names()) == "edges":
+        values, bound = _from_edges(block, place)
+    else:
+        values = bound = attention_at(block, place, row_starts(block) + np.maximum(block.row_token - 1, 0))
     is_blind = (block.row_token == 0) | (block.n_visible[place] == 1)
-    values, bound = (np.where(is_blind, np.nan, part) for part in found)
-    return values, bound
-
-
-def _from_pairs(block: TraceBlock, place: int) -> PreviousToken:
-    index = row_starts(block) + np.maximum(block.row_token - 1, 0)
-    values = attention_at(block, place, index)
-    return values, values
+    return np.where(is_blind, np.nan, values), np.where(is_blind, np.nan, bound)
 
 
 def _from_edges(block: TraceBlock, place: int) -> PreviousToken:

@@ -1,5 +1,6 @@
 """Likelihood of the answer, lengths, and how much the beams of a question differ."""
 
+import warnings
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -31,8 +32,7 @@ def answer_values(block: TraceBlock, stream: str, reduction: Reduction) -> Float
         stream: ``"token_logprob"``, ``"token_entropy"`` or ``"top1_margin"``.
         reduction: What is done with the values.
     """
-    stored = block.stream(stream).astype(np.float64)
-    values = np.where(np.isfinite(stored), stored, np.nan)
+    values = finite_or_missing(block.stream(stream).astype(np.float64))
     tokens, is_answer = block.tokens, block.is_answer_token
     if reduction == "sum":
         has_answer = tokens.sum(is_answer) > 0
@@ -305,25 +305,14 @@ def beam_spread(
         The same value for all beams of a question, from 0 up; NaN where fewer than two beams
         have a value, and for what is not a beam.
     """
-    is_beam = group >= 0
-    n_groups = int(group.max(initial=-1)) + 1
-    is_known = np.isfinite(values) & is_beam.reshape(-1, *(1,) * (values.ndim - 1))
-    known = np.where(is_known, values.astype(np.float64), 0.0)
-    count, total = (_group_sum(part, group, n_groups) for part in (is_known, known))
-    mean = total / np.maximum(count, 1)
-    apart = np.where(is_known, known - mean[group], 0.0)
-    variance = _group_sum(apart**2, group, n_groups) / np.maximum(count, 1)
-    spread = np.where(count > 1, np.sqrt(variance), np.nan)[group]
-    return np.where(is_beam.reshape(-1, *(1,) * (values.ndim - 1)), spread, np.nan)
-
-
-def _group_sum(
-    values: np.ndarray, group: Int[np.ndarray, "trace"], n_groups: int
-) -> Float[np.ndarray, "group *axes"]:
-    # the last place takes what is not a beam
-    total = np.zeros((n_groups + 1, *values.shape[1:]))
-    np.add.at(total, group, values)
-    return total
+    known, spread = finite_or_missing(values.astype(np.float64)), np.full(values.shape, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no beam of a question has a value
+        for question in range(int(group.max(initial=-1)) + 1):
+            beams = known[group == question]
+            has_spread = np.isfinite(beams).sum(axis=0) > 1
+            spread[group == question] = np.where(has_spread, np.nanstd(beams, axis=0), np.nan)
+    return spread
 
 
 def spread_of(single: Feature) -> Feature:

@@ -1,7 +1,8 @@
 """Features by name: the table, how a feature is asked for, and what the table says of each."""
 
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Final, NamedTuple
@@ -42,7 +43,7 @@ _MODULES: Final = (
     ("layer_shift", "hallushift_hidden_distance hallushift_hidden_cosine"),
     ("instability", "head_agreement share_agreement"),
     ("earlier_tokens", "previous_token_mass duplicate_mass induction_mass rauq"),
-    ("icr", "icr"),
+    ("layer_shift", "icr"),
     ("hidden", "hidden_norm hidden_shift hidden_cosine_mean hidden_cosine_max hidden_effective_rank"),
     ("hidden", "hidden_score massive_activations massive_answer_activations state_last_prompt"),
     ("hidden", "state_last_answer state_mean_answer"),
@@ -180,17 +181,12 @@ def reduce(values: Float[np.ndarray, "..."], axis: int, how: str) -> Float32[np.
         axis: Which axis.
         how: ``"mean"``, ``"std"`` or ``"max"``.
     """
-    is_there = ~np.isnan(values)
-    count = is_there.sum(axis=axis)
     if how == "max":
-        largest = np.where(is_there, values, -np.inf).max(axis=axis, initial=-np.inf)
-        return np.where(count > 0, largest, np.nan).astype(np.float32)
-    divisor = np.maximum(count, 1)
-    mean = np.where(is_there, values, 0.0).sum(axis=axis, dtype=np.float64) / divisor
-    if how == "std":
-        distance = np.where(is_there, values - np.expand_dims(mean, axis), 0.0)
-        mean = np.sqrt(np.square(distance).sum(axis=axis) / divisor)
-    return np.where(count > 0, mean, np.nan).astype(np.float32)
+        return np.fmax.reduce(values, axis=axis, initial=np.nan).astype(np.float32)
+    reduction: Callable[..., np.ndarray] = np.nanmean if how == "mean" else np.nanstd
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all are missing
+        return reduction(values.astype(np.float64), axis=axis).astype(np.float32)
 
 
 def _setting(item: str, text: str) -> tuple[str, Any]:

@@ -246,13 +246,6 @@ def _mean(weights: Shaped[np.ndarray, "layer head pair"]) -> Float32[np.ndarray,
     return (total / weights.shape[1]).numpy()
 
 
-_Edges = tuple[
-    Int64[np.ndarray, "2 edge"], EdgeChannels, Float32[np.ndarray, "row"], Int[np.ndarray, "trace_end"]
-]
-"""Edges of one graph of each trace of a block, one trace after another: pairs, channels, the kept mass of
-each row, and where the edges of each trace begin."""
-
-
 def _build(traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe) -> list[list[TokenGraph]]:
     """Graphs of each trace."""
     if not layers:
@@ -317,8 +310,12 @@ def _check_traces(traces: Sequence[Trace], recipe: GraphRecipe) -> None:
         )
 
 
-def _edges(source: LayerBlock, recipe: GraphRecipe) -> list[_Edges]:
-    """Edges of the graphs of one trace after another, for each graph that a trace has."""
+def _edges(source: LayerBlock, recipe: GraphRecipe) -> list[tuple[np.ndarray, ...]]:
+    """Edges of the graphs of one trace after another, for each graph that a trace has.
+
+    Returns:
+        Of each graph the pairs, channels, kept mass of each row, and where the edges of each trace begin.
+    """
     if recipe.view != "multiplex" and source.has_only_edges and len(source.layers) > 1:
         # each layer has pairs of its own
         return [

@@ -104,8 +104,7 @@ class AttentionGraphs(Dataset):
         cls, traces: Sequence[Trace], layers: Sequence[int], recipe: GraphRecipe, labels: Labels | None = None
     ) -> "AttentionGraphs":
         """The graphs of a recipe; see the class."""
-        settings = {name: getattr(recipe, name) for name in GraphRecipe.__dataclass_fields__}
-        return cls(traces, layers=layers, labels=labels, **settings)
+        return cls(traces, layers=layers, labels=labels, **vars(recipe))
 
     def len(self) -> int:
         """Graphs of all traces, whatever the view."""

@@ -19,6 +19,7 @@ from graphhalu.core.errors import NonFiniteError, UsageError
 from graphhalu.core.registry import unknown_name
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.instability import bounded_std, head_std
+from graphhalu.features.matrices import state_axis
 from graphhalu.graphs.edges import HeadRoles
 from graphhalu.traces.schema import N_SINK_KEYS, from_bfloat16_bits, from_fixed_point
 from graphhalu.traces.trace import attention_kept, layer_position
@@ -83,8 +84,7 @@ class LayerBlock:
         Raises:
             TraceNotFoundError: If the traces do not keep one of them.
         """
-        is_of_rows = self.block.has("hidden_rows") and not self.block.has("hidden")
-        return self.states("hidden_rows" if is_of_rows else "hidden")
+        return self.states(state_axis(self.block)[0])
 
     def states(self, name: str) -> Float32[np.ndarray, "layer token feature"]:
         """As :meth:`hidden`, from the array of this name."""

@@ -111,7 +111,7 @@ def together_page(results: Mapping[str, Result], claims: Sequence[Mapping[str, A
 
     Args:
         results: Comparisons by name.
-        claims: What :func:`graphhalu.evaluation.methods.claims_together` gives for them.
+        claims: What :func:`graphhalu.evaluation.significance.claims_together` gives for them.
     """
     compared = [
         {

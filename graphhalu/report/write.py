@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from graphhalu.core.documents import read_document
 from graphhalu.core.errors import DataFileError
 from graphhalu.core.files import replace_file
-from graphhalu.evaluation.methods import with_methods
 from graphhalu.evaluation.result import RESULT_FILE, has_result, read_result
+from graphhalu.evaluation.significance import with_methods
 from graphhalu.evaluation.transfer import KIND, TRANSFER_FILE, TransferResult
 from graphhalu.evaluation.univariate import read_maps
 from graphhalu.report.comparison import around_chance, comparison_page

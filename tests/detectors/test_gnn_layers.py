@@ -6,7 +6,7 @@ import torch
 from torch_geometric.data import Batch
 
 from graphhalu.core.axes import N_SPANS
-from graphhalu.detectors.gnn.networks import MAX_RANK, AttentionMass, Edges
+from graphhalu.detectors.gnn.networks import MAX_RANK, AttentionMass, edges_read_out
 from graphhalu.graphs.storage import TokenGraphData
 
 CHANNELS = 5
@@ -52,7 +52,7 @@ def test_attention_mass_is_its_formula_in_a_slow_loop(n_layers, edge_dim):
     layer = AttentionMass(CHANNELS, edge_dim, n_layers)
     one = graph(11, n_layers, edge_dim)
     with torch.no_grad():
-        found, expected = layer(Edges(one)), slow_mass(layer, one)
+        found, expected = layer(one), slow_mass(layer, one)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -63,14 +63,14 @@ def test_attention_mass_grows_with_the_attention_and_a_softmax_would_not():
     twice.edge_attr = 2 * one.edge_attr
     with torch.no_grad():
         bias = layer.of_span.bias[0]
-        found = [layer(Edges(each)) - bias for each in (one, twice)]
+        found = [layer(each) - bias for each in (one, twice)]
     torch.testing.assert_close(found[1], 2 * found[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_last_round_keeps_only_edges_of_rows_that_are_read():
     one = graph(7, 2, 3)
-    edges = Edges(one, is_last=True)
+    edges = edges_read_out(one)
     is_kept = one.is_readout[one.edge_index[1]]
     assert 0 < int(is_kept.sum()) < one.num_edges
-    assert torch.equal(edges.index, one.edge_index[:, is_kept])
-    assert torch.equal(edges.attr, one.edge_attr[is_kept])
+    assert torch.equal(edges.edge_index, one.edge_index[:, is_kept])
+    assert torch.equal(edges.edge_attr, one.edge_attr[is_kept])

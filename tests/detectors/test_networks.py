@@ -8,7 +8,7 @@ from torch_geometric.data import Batch
 
 from graphhalu.detectors.gnn import networks as networks_module
 from graphhalu.detectors.gnn.inputs import InputScaler, wide_blocks
-from graphhalu.detectors.gnn.networks import CHARM, GAT, GCN, MLP, CHARMConv, Edges
+from graphhalu.detectors.gnn.networks import CHARM, GAT, GCN, MLP, CHARMConv
 from graphhalu.graphs.storage import TokenGraphData
 
 SIZES = {"in_channels": 5, "edge_dim": 3, "hidden_channels": 8}
@@ -69,7 +69,7 @@ def changed(data, **fields):
 
 
 def edges_of(one):
-    return Edges(Batch.from_data_list([one]))
+    return Batch.from_data_list([one])
 
 
 def logits(net, graphs):
@@ -135,7 +135,7 @@ def test_rows_that_are_not_read_need_no_messages_in_the_last_round(kind, level, 
     for net, graphs in cases(kind, level):
         cut = logits(net, graphs)
         with monkeypatch.context() as patch:
-            patch.setattr(networks_module, "Edges", lambda batch, is_last: Edges(batch))
+            patch.setattr(networks_module, "edges_read_out", lambda batch: batch)
             torch.testing.assert_close(cut, logits(net, graphs))
 
 
@@ -269,7 +269,7 @@ def test_a_round_of_charm_averages_what_a_token_receives():
         edge_attr=torch.cat([one.edge_attr, one.edge_attr]),
     )
     with torch.no_grad():
-        found = [layer(each.x, edges_of(each), each.is_readout) for each in (one, twice)]
+        found = [layer(each.x, edges_of(each)) for each in (one, twice)]
     torch.testing.assert_close(*found)
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.base import ChosenTraces
-from graphhalu.detectors.gnn.detectors import QuestionGraph
+from graphhalu.detectors.gnn.detectors import question_graph, sample_places
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.samples import (
     MEASURES,
@@ -168,9 +168,9 @@ def test_the_question_graph_finds_agreement_and_without_messages_it_does_not(few
 def test_a_question_graph_is_that_of_a_loop(few_samples):
     traces = [trace for trace in few_samples.traces if trace.record.question_id in ("q3", "q4")]
     made = AttentionGraphs(traces, view="multiplex", layers=(1, 2), nodes=("span",))
-    joined = QuestionGraph(traces, made)
     own = next(place for place, trace in enumerate(traces) if not trace.record.is_sample)
-    data, found = made[own], joined(made[own])
+    data = made[own]
+    found = question_graph(data, traces=traces, pool=made, samples=sample_places(traces))
     samples = [
         place
         for place, trace in enumerate(traces)

@@ -6,15 +6,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from graphhalu.detectors.inner_search import (
-    Candidate,
-    Grid,
-    Side,
-    choose_heads,
-    fit_candidate,
-    folds_of,
-    search,
-)
+from graphhalu.detectors.inner_search import Grid, Side, choose_heads, fit_candidate, folds_of, search
 from graphhalu.detectors.probes import all_columns, by_layer, by_rank
 
 N_TRACES = 97
@@ -79,7 +71,7 @@ def test_logits_out_of_fold_come_from_models_that_never_saw_the_question():
 def test_a_candidate_is_principal_components_and_a_regression_of_scikit_learn(number):
     side = side_of(29, informative=[1, 2, 3, 4])
     grid = Grid(all_columns(side.columns), components=(number,), strengths=(0.3, 3.0))
-    model = fit_candidate(side, grid, Candidate("all", number, 3.0))
+    model = fit_candidate(side, grid, "all", number, 3.0)
     values = side.values.astype(np.float64)
     scaled = (values - values.mean(axis=0)) / values.std(axis=0)
     parts = PCA(number, svd_solver="full").fit_transform(scaled)

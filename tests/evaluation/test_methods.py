@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import rankdata, ttest_1samp
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.methods import (
+from graphhalu.evaluation.significance import (
     compare_methods,
     corrected_test,
     fit_metrics,

@@ -7,7 +7,7 @@ from scipy.special import softmax
 
 from graphhalu.core.errors import TraceNotFoundError, UsageError
 from graphhalu.features.block import block_of
-from graphhalu.features.icr import icr, strongest_keys, updated_layers
+from graphhalu.features.layer_shift import icr, strongest_keys, updated_layers
 from graphhalu.features.matrices import row_pairs
 from tests.features.wholes import SHAPE, answer_rows, some_traces, visible, whole_trace, with_arrays, without
 

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from graphhalu.evaluation.methods import method_tests
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, Baseline, Comparison, DetectorRow, MetricValue, Result
+from graphhalu.evaluation.significance import method_tests
 
 N = 97
 LABELS = (np.random.default_rng(0).random(N) < 0.4).astype(np.int64)

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.evaluation.methods import claims_together, with_methods
 from graphhalu.evaluation.result import read_result
-from graphhalu.evaluation.significance import holm
+from graphhalu.evaluation.significance import claims_together, holm, with_methods
 
 NOISES = {"words": 9.0, "sinks": 3.0, "gat": 0.3, "probe": 2.9}
 

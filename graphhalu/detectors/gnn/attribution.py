@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader
 
 from graphhalu.detectors.base import Attribution, EdgeEffect
 
@@ -85,11 +86,9 @@ def _heads(
 
 def _logits(logits_of: Callable[[Batch], Tensor], graphs: Sequence[Data]) -> Float[np.ndarray, "graph"]:
     found: list[float] = []
-    for start in range(0, len(graphs), _BATCH):
-        batch = Batch.from_data_list(list(graphs[start : start + _BATCH]))
+    for batch in DataLoader(list(graphs), _BATCH):
         # the same graph each time: as many tokens
-        parts = logits_of(batch).view(batch.num_graphs, -1)
-        found += parts.amax(1).double().tolist()
+        found += logits_of(batch).view(batch.num_graphs, -1).amax(1).double().tolist()
     return np.array(found)
 
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
-from graphhalu.core.errors import UnknownNameError
 from graphhalu.detectors.saved import TrainedConfig
 from graphhalu.graphs.edges import DEFAULT_NODES, EdgeRule, GraphRecipe, Threshold, TopK
 from graphhalu.graphs.nodes import check_blocks
@@ -128,10 +127,7 @@ class NetworkConfig(TrainedConfig):
     @field_validator("nodes")
     @classmethod
     def _known(cls, nodes: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            check_blocks(nodes)
-        except UnknownNameError as error:
-            raise ValueError(str(error)) from None
+        check_blocks(nodes)
         return nodes
 
     @field_validator("search")

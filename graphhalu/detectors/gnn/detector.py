@@ -26,10 +26,10 @@ from graphhalu.core.registry import class_path
 from graphhalu.core.splits import InnerFold, Split, inner_folds
 from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.columns import check_shape, describe_shape
+from graphhalu.detectors.gnn.attribution import attribute_graph
 from graphhalu.detectors.gnn.config import LOSS, QUICK, NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, ScaledGraphs, wide_blocks
 from graphhalu.detectors.gnn.networks import check_network, make_network, n_parameters, network_arguments
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_weights, write_weights
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.labels import Labels, question_groups
@@ -82,15 +82,13 @@ class NetworkDetector(TrainedDetector):
 
     config: NetworkConfig
 
-    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
-        super().__init__(seed, config)
-        self.schema: GraphSchema | None = None
-        self.scaler: InputScaler | None = None
-        self.networks: list[nn.Module] = []
-        self.out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
-        """Logits of each training trace from networks that never saw its question."""
-        self.log_folder: Path | None = None
-        """Where Lightning's logger writes; nothing is logged without."""
+    schema: GraphSchema | None = None
+    scaler: InputScaler | None = None
+    networks: Sequence[nn.Module] = ()
+    out_of_fold: Mapping[int, Float[np.ndarray, "_"]] = {}
+    """Logits of each training trace from networks that never saw its question."""
+    log_folder: Path | None = None
+    """Where Lightning's logger writes; nothing is logged without."""
 
     def check(self, traces: Sequence[Trace]) -> None:
         """Refuse devices, networks and layers that cannot be, before anything is built.
@@ -162,8 +160,7 @@ class NetworkDetector(TrainedDetector):
             DetectorMismatchError: If a trace is of a model of another shape, or the traces are of
                 another model, quantisation or prompt than a loaded detector's.
         """
-        check_identity(self.identity, traces)
-        schema = self._fitted()
+        schema = self._fitted(traces)
         is_token = self.card.level == "token"
         found = [np.full(trace.answer_length if is_token else 1, np.nan) for trace in traces]
         for place, logits in self._logits(traces, schema) if len(traces) else ():
@@ -172,8 +169,6 @@ class NetworkDetector(TrainedDetector):
 
     def attribute(self, trace: Trace) -> Attribution | None:
         """Effect of each edge, and of each head on the edges; ``None`` without a graph."""
-        from graphhalu.detectors.gnn.attribution import attribute_graph
-
         schema = self._fitted()
         check_shape(trace, schema.model_shape)
         try:
@@ -191,9 +186,7 @@ class NetworkDetector(TrainedDetector):
     def write(self, folder: Path) -> dict[str, Any]:
         """Write weights with standardisation; describe the graphs."""
         schema = self._fitted()
-        modules = enumerate([self.fitted(self.scaler), *self.networks])
-        states = {number: module.state_dict() for number, module in modules}
-        write_weights(folder, {f"{n}.{name}": v for n, state in states.items() for name, v in state.items()})
+        write_weights(folder, nn.ModuleList([self.fitted(self.scaler), *self.networks]).state_dict())
         return {"graphs": schema.model_dump(mode="json"), "n_networks": len(self.networks)}
 
     def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
@@ -201,11 +194,9 @@ class NetworkDetector(TrainedDetector):
         self.schema = GraphSchema.model_validate(values["graphs"])
         self.scaler = self._scaler(self.schema)
         self.networks = [self._made(self.schema, self.config) for _ in range(int(values["n_networks"]))]
-        weights = read_weights(folder)
-        for number, module in enumerate([self.scaler, *self.networks]):
-            own = {n.removeprefix(f"{number}."): v for n, v in weights.items() if n.startswith(f"{number}.")}
-            module.load_state_dict(own)
-            module.eval()
+        modules = nn.ModuleList([self.scaler, *self.networks])
+        modules.load_state_dict(read_weights(folder))
+        modules.eval()
 
     def _points(self) -> list[NetworkConfig]:
         """Every combination of the values to choose from.
@@ -336,10 +327,8 @@ class NetworkDetector(TrainedDetector):
             scaled = self.scaler(batch)
             return torch.stack([network(scaled) for network in self.networks]).mean(0)
 
-    def _fitted(self) -> GraphSchema:
-        if self.schema is None or not self.networks:
-            raise self.unfitted()
-        return self.schema
+    def _fitted(self, traces: Sequence[Trace] = ()) -> GraphSchema:
+        return self.fitted(self.schema if self.networks else None, traces)
 
 
 def _answer_auroc(logits: Mapping[int, Float[np.ndarray, "_"]], labels: Labels) -> float | None:

@@ -5,8 +5,7 @@ Edges of controls say nothing of who is attended to, or there are none.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, final
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.nn.functional import pad
 from torch_geometric.data import Data
 
 from graphhalu.core.errors import NotEnoughDataError
@@ -91,56 +91,52 @@ NODE_RELATIONS: Final = ("samples.is_sample", "samples.score")
 """Whether a node belongs to a sample, and the mean log-probability (nat) of its tokens."""
 
 
-@dataclass(frozen=True)
-class QuestionGraph:
-    """Joins the graph of an answer with those of its samples.
+def question_graph(
+    data: Data, *, traces: Sequence[Trace], pool: AttentionGraphs, samples: Mapping[str, list[int]]
+) -> Data:
+    """The graph of an answer with its samples beside it.
 
-    Attributes:
+    Args:
+        data: The graph of one of the traces.
         traces: Traces that graphs are asked for.
         pool: Graphs of these traces and of all samples.
+        samples: Places in the pool of the samples of each question.
     """
+    own = traces[data.trace_index].record
+    places = samples.get(own.question_id, []) if own.is_on_policy else []
+    made = data.clone()
+    parts = [_widened(data, is_sample=False, score=own.beam_score or 0.0)]
+    index, attr = [data.edge_index], [pad(data.edge_attr, (0, len(RELATIONS)))]
+    n_nodes = data.num_nodes
+    claims = claimed_words(own)
+    for place in places:
+        record = pool.traces[place].record
+        if record.trace_id == own.trace_id:
+            continue
+        sample = pool.get(place)
+        number = sample.is_answer.long().cumsum(0) - 1 + n_nodes
+        part = _widened(sample, is_sample=True, score=record.beam_score or 0.0)
+        parts.append({name: values[sample.is_answer] for name, values in part.items()})
+        is_within = sample.is_answer[sample.edge_index].all(0)
+        alike = float(likeness([claims, claimed_words(record)])[0, 1])
+        across, weights = _across(data, sample, number, alike)
+        index += [number[sample.edge_index[:, is_within]], across]
+        attr += [pad(sample.edge_attr[is_within], (0, len(RELATIONS)))]
+        attr += [pad(weights, (data.edge_attr.shape[1], 0))]
+        n_nodes += int(sample.is_answer.sum())
+    for name in OF_NODE:
+        made[name] = torch.cat([part[name] for part in parts])
+    made.edge_index, made.edge_attr = torch.cat(index, dim=1), torch.cat(attr)
+    return made
 
-    traces: Sequence[Trace]
-    pool: AttentionGraphs
 
-    @cached_property
-    def samples(self) -> Mapping[str, list[int]]:
-        """Places in the pool of the samples of each question."""
-        found: dict[str, list[int]] = {}
-        for place, trace in enumerate(self.pool.traces):
-            if trace.record.is_sample:
-                found.setdefault(trace.record.question_id, []).append(place)
-        return found
-
-    def __call__(self, data: Data) -> Data:
-        """The graph of an answer with its samples beside it."""
-        own = self.traces[data.trace_index].record
-        places = self.samples.get(own.question_id, []) if own.is_on_policy else []
-        others = [place for place in places if self.pool.traces[place].trace_id != own.trace_id]
-        made = data.clone()
-        parts = [_widened(data, is_sample=False, score=own.beam_score or 0.0)]
-        index, attr = [data.edge_index], [_relations(data.edge_attr)]
-        n_nodes = data.num_nodes
-        claims = claimed_words(own)
-        for place in others:
-            sample, record = self.pool.get(place), self.pool.traces[place].record
-            number = sample.is_answer.long().cumsum(0) - 1 + n_nodes
-            part = _widened(sample, is_sample=True, score=record.beam_score or 0.0)
-            parts.append({name: values[sample.is_answer] for name, values in part.items()})
-            is_within = sample.is_answer[sample.edge_index].all(0)
-            index.append(number[sample.edge_index[:, is_within]])
-            attr.append(_relations(sample.edge_attr[is_within]))
-            alike = float(likeness([claims, claimed_words(record)])[0, 1])
-            across, weights = _across(data, sample, number, alike)
-            index.append(across)
-            attr.append(
-                torch.cat([data.edge_attr.new_zeros(len(weights), data.edge_attr.shape[1]), weights], 1)
-            )
-            n_nodes += int(sample.is_answer.sum())
-        for name in OF_NODE:
-            made[name] = torch.cat([part[name] for part in parts])
-        made.edge_index, made.edge_attr = torch.cat(index, dim=1), torch.cat(attr)
-        return made
+def sample_places(traces: Sequence[Trace]) -> dict[str, list[int]]:
+    """Places of the samples of each question."""
+    found: dict[str, list[int]] = {}
+    for place, trace in enumerate(traces):
+        if trace.record.is_sample:
+            found.setdefault(trace.record.question_id, []).append(place)
+    return found
 
 
 def _widened(data: Data, *, is_sample: bool, score: float) -> dict[str, Tensor]:
@@ -151,11 +147,6 @@ def _widened(data: Data, *, is_sample: bool, score: float) -> dict[str, Tensor]:
     if is_sample:
         found["is_readout"] = torch.zeros_like(data.is_readout)
     return found
-
-
-def _relations(attention: Tensor) -> Tensor:
-    """Attention with :data:`RELATIONS` of 0 beside it."""
-    return torch.cat([attention, attention.new_zeros(len(attention), len(RELATIONS))], dim=1)
 
 
 def _across(own: Data, sample: Data, number: Tensor, alike: float) -> tuple[Tensor, Tensor]:
@@ -182,7 +173,8 @@ class QuestionDetector(NetworkDetector):
     ) -> AttentionGraphs:
         graphs = super()._graphs(traces, layers, labels)
         pool = traces.pool if isinstance(traces, ChosenTraces) else traces
-        graphs.transform = QuestionGraph(traces, AttentionGraphs.of_recipe(pool, layers, graphs.recipe))
+        made = AttentionGraphs.of_recipe(pool, layers, graphs.recipe)
+        graphs.transform = partial(question_graph, traces=traces, pool=made, samples=sample_places(pool))
         return graphs
 
 

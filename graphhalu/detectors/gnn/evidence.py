@@ -10,7 +10,7 @@ while the answer goes on.
 import hashlib
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Final, final
+from typing import Annotated, Any, ClassVar, Final, final
 
 import numpy as np
 import torch
@@ -174,6 +174,9 @@ class EvidenceNetwork(nn.Module):
         Our own; residuals and norms around the messages as in Vaswani et al. 2017.
     """
 
+    has_messages: ClassVar[bool] = True
+    """Whether a round sends messages; else it is a map of each state with as many parameters."""
+
     def __init__(
         self,
         in_channels: int,
@@ -187,25 +190,20 @@ class EvidenceNetwork(nn.Module):
         super().__init__()
         assert level == "token", "these graphs are read token by token"
         self.encode = nn.Sequential(nn.Linear(in_channels, hidden_channels), nn.ReLU(), nn.Dropout(dropout))
-        self.rounds = nn.ModuleList(self.make_round(hidden_channels, edge_dim) for _ in range(n_rounds))
+        make: Callable[[], nn.Module] = partial(EvidenceConv, hidden_channels, edge_dim)
+        if not self.has_messages:
+            make = partial(equally_large_block, hidden_channels, make)
+        self.rounds = nn.ModuleList(make() for _ in range(n_rounds))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_channels) for _ in range(n_rounds))
         self.dropout = nn.Dropout(dropout)
         self.head = logit_head(hidden_channels, hidden_channels, dropout)
 
-    def make_round(self, channels: int, edge_dim: int) -> nn.Module:
-        """Messages between tokens."""
-        return EvidenceConv(channels, edge_dim)
-
-    def messages(self, layer: nn.Module, states: Tensor, batch: Batch) -> Tensor:
-        """What a round adds to the states ``[node, channel]``."""
-        received: Tensor = layer(states, batch.edge_index, batch.edge_attr)
-        return received
-
     def forward(self, batch: Batch) -> Tensor:
         """``[answer_token]``; higher = more likely hallucinated."""
-        states = self.encode(batch.x)
+        states, edges = self.encode(batch.x), (batch.edge_index, batch.edge_attr)
         for layer, norm in zip(self.rounds, self.norms, strict=True):
-            states = norm(states + self.dropout(torch.relu(self.messages(layer, states, batch))))
+            received = layer(states, *edges) if self.has_messages else layer(states)
+            states = norm(states + self.dropout(torch.relu(received)))
         logits: Tensor = self.head(states[batch.is_answer])[:, 0]
         return logits
 
@@ -214,14 +212,7 @@ class EvidenceNetwork(nn.Module):
 class EvidenceAlone(EvidenceNetwork):
     """The control without messages: the same nodes, with a linear map in place of each round."""
 
-    def make_round(self, channels: int, edge_dim: int) -> nn.Module:
-        """A map with as many parameters as a round of graph attention."""
-        return equally_large_block(channels, partial(EvidenceConv, channels, edge_dim))
-
-    def messages(self, layer: nn.Module, states: Tensor, batch: Batch) -> Tensor:
-        """No messages: what the map makes of each state."""
-        received: Tensor = layer(states)
-        return received
+    has_messages: ClassVar[bool] = False
 
 
 class EvidenceConfig(TokenNetworkConfig):
@@ -268,9 +259,7 @@ class EvidenceConfig(TokenNetworkConfig):
         for name in self.nodes:
             if is_compared or name not in ("contrast", "shift"):
                 blocks += [f"{name}@{layer}" for layer in nearest] if name in WIDE else [name]
-        return GraphRecipe(
-            edges=self.edges, nodes=tuple(blocks), prompt_edges=False, view="multiplex", sinks="remove"
-        )
+        return GraphRecipe(self.edges, tuple(blocks), prompt_edges=False, view="multiplex", sinks="remove")
 
 
 class StreamingConfig(EvidenceConfig):

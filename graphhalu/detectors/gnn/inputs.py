@@ -39,14 +39,6 @@ class InputScaler(nn.Module):
         n_components: Principal components that stand for a wide block.
     """
 
-    plain_columns: Tensor
-    hidden_columns: Tensor
-    mean: Tensor
-    deviation: Tensor
-    edge_scale: Tensor
-    shift: Tensor
-    components: Tensor
-
     def __init__(
         self, wide: Shaped[np.ndarray, "column"], edge_dim: int, n_layers: int, n_components: int
     ) -> None:
@@ -55,13 +47,13 @@ class InputScaler(nn.Module):
         sizes = np.bincount(self.blocks, minlength=1)[1:].tolist()
         self.sizes = [min(n_components, size) for size in sizes]
         n_plain = len(wide) - len(self.blocks)
-        self.register_buffer("plain_columns", torch.from_numpy(np.flatnonzero(wide == 0)))
-        self.register_buffer("hidden_columns", torch.from_numpy(np.flatnonzero(wide)))
-        self.register_buffer("mean", torch.zeros(n_layers, n_plain))
-        self.register_buffer("deviation", torch.ones(n_layers, n_plain))
-        self.register_buffer("edge_scale", torch.ones(n_layers, edge_dim))
-        self.register_buffer("components", torch.zeros(len(self.blocks), sum(self.sizes)))
-        self.register_buffer("shift", torch.zeros(sum(self.sizes)))
+        self.plain_columns = nn.Buffer(torch.from_numpy(np.flatnonzero(wide == 0)))
+        self.hidden_columns = nn.Buffer(torch.from_numpy(np.flatnonzero(wide)))
+        self.mean = nn.Buffer(torch.zeros(n_layers, n_plain))
+        self.deviation = nn.Buffer(torch.ones(n_layers, n_plain))
+        self.edge_scale = nn.Buffer(torch.ones(n_layers, edge_dim))
+        self.components = nn.Buffer(torch.zeros(len(self.blocks), sum(self.sizes)))
+        self.shift = nn.Buffer(torch.zeros(sum(self.sizes)))
 
     @property
     def n_features(self) -> int:
@@ -137,18 +129,15 @@ class InputScaler(nn.Module):
 class ScaledGraphs(Dataset[Data]):
     """Graphs with standardised inputs, so that no epoch projects hidden states again.
 
-    They stay in memory up to a limit; further ones are scaled whenever they are read.
+    They stay in memory up to :data:`MEMORY_BYTES`; further ones are scaled whenever they are read.
 
     Args:
         graphs: Graphs as they are built.
         scaler: Fitted.
-        memory_bytes: The limit, for node features and edge weights.
     """
 
-    def __init__(
-        self, graphs: AttentionGraphs, scaler: InputScaler, *, memory_bytes: int = MEMORY_BYTES
-    ) -> None:
-        self.graphs, self.scaler, self.bytes_left = graphs, scaler, memory_bytes
+    def __init__(self, graphs: AttentionGraphs, scaler: InputScaler) -> None:
+        self.graphs, self.scaler, self.bytes_left = graphs, scaler, MEMORY_BYTES
         self._kept: dict[int, Data] = {}
 
     def __len__(self) -> int:

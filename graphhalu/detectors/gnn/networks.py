@@ -4,6 +4,7 @@ Each is made from sizes that the data give (``in_channels``, ``edge_dim``, ``n_l
 settings; ``forward(batch)`` gives ``[graph]``, or ``[answer_token]`` for ``level="token"``.
 """
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -70,36 +71,22 @@ class AttentionMass(nn.Module):
         self.of_span = LayerLinear(N_SPANS * rank, channels, n_layers)
         self.sum = SumAggregation()
 
-    def forward(self, graph: "Edges") -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """What each node receives, ``[node, channel]``."""
-        key, query = graph.index
-        heads = self.heads(graph.attr, graph.layer[query])
-        n_nodes = len(graph.span)
-        mass = self.sum(heads, query * N_SPANS + graph.span[key], dim_size=n_nodes * N_SPANS)
-        return self.of_span(mass.view(n_nodes, -1), graph.layer)
+        key, query = batch.edge_index
+        heads = self.heads(batch.edge_attr, batch.layer_index[query])
+        n_nodes = len(batch.span)
+        mass = self.sum(heads, query * N_SPANS + batch.span[key], dim_size=n_nodes * N_SPANS)
+        return self.of_span(mass.view(n_nodes, -1), batch.layer_index)
 
 
-class Edges:
-    """Edges of a batch for one round, with what their ends are.
-
-    Args:
-        batch: Token graphs.
-        is_last: Whether only rows that are read out need new states.
-
-    Attributes:
-        index: Attended key and attending query of each edge.
-        attr: Attention ``[edge, channel]``.
-        span: Named span of each node.
-        layer: Place of each node's layer.
-    """
-
-    def __init__(self, batch: Batch, *, is_last: bool = False) -> None:
-        self.index, self.attr = batch.edge_index, batch.edge_attr
-        self.span, self.layer = batch.span, batch.layer_index
-        if is_last:
-            # places and not a mask, which waits for a GPU each time it is used
-            needed = batch.is_readout[self.index[1]].nonzero()[:, 0]
-            self.index, self.attr = self.index[:, needed], self.attr[needed]
+def edges_read_out(batch: Batch) -> Batch:
+    """The batch with those edges that end in rows that are read out: no others need new states at last."""
+    # places and not a mask, which waits for a GPU each time it is used
+    needed = batch.is_readout[batch.edge_index[1]].nonzero()[:, 0]
+    cut = copy.copy(batch)
+    cut.edge_index, cut.edge_attr = batch.edge_index[:, needed], batch.edge_attr[needed]
+    return cut
 
 
 class Readout(nn.Module):
@@ -198,7 +185,7 @@ class TokenGraphNetwork(nn.Module, ABC):
         """Parts of one round."""
 
     @abstractmethod
-    def messages(self, parts: Any, hidden: Tensor, edges: Edges) -> Tensor:
+    def messages(self, parts: Any, hidden: Tensor, batch: Batch) -> Tensor:
         """What a round with these parts adds to the states ``[node, channel]``."""
 
     def forward(self, batch: Batch) -> Tensor:
@@ -206,9 +193,9 @@ class TokenGraphNetwork(nn.Module, ABC):
         hidden = self.encode(batch.x)
         for number, (each, norm) in enumerate(zip(self.rounds, self.norms, strict=True), start=1):
             is_last = number == len(self.rounds) and not self.needs_all_edges
-            edges = Edges(batch, is_last=is_last)
+            read = edges_read_out(batch) if is_last else batch
             # over all tokens of the batch, so that what a token receives stays comparable
-            hidden = hidden + self.dropout(norm(self.messages(each, hidden, edges)))
+            hidden = hidden + self.dropout(norm(self.messages(each, hidden, read)))
         return self.readout(hidden, batch)
 
 
@@ -227,9 +214,9 @@ class GCN(TokenGraphNetwork):
         """A convolution."""
         return nn.ModuleDict({"convolution": GCNConv(self.channels, self.channels)})
 
-    def messages(self, parts: Any, hidden: Tensor, edges: Edges) -> Tensor:
+    def messages(self, parts: Any, hidden: Tensor, batch: Batch) -> Tensor:
         """Means over incoming attention."""
-        return elu(parts["convolution"](hidden, edges.index, edges.attr.mean(1).abs()))
+        return elu(parts["convolution"](hidden, batch.edge_index, batch.edge_attr.mean(1).abs()))
 
 
 @final
@@ -247,10 +234,10 @@ class GAT(TokenGraphNetwork):
         """Attention and mass."""
         return _gat_round(self.channels, self.edge_dim, self.n_layers)
 
-    def messages(self, parts: Any, hidden: Tensor, edges: Edges) -> Tensor:
+    def messages(self, parts: Any, hidden: Tensor, batch: Batch) -> Tensor:
         """Absolute mass, and what is attended to through the gate."""
-        attended = elu(parts["attention"](hidden, edges.index, edges.attr))
-        return parts["mass"](edges) + parts.gate * attended
+        attended = elu(parts["attention"](hidden, batch.edge_index, batch.edge_attr))
+        return parts["mass"](batch) + parts.gate * attended
 
 
 def _gat_round(channels: int, edge_dim: int, n_layers: int) -> nn.ModuleDict:
@@ -277,7 +264,7 @@ class MLP(TokenGraphNetwork):
         make = partial(_gat_round, channels, self.edge_dim, self.n_layers)
         return nn.ModuleDict({"block": equally_large_block(channels, make)})
 
-    def messages(self, parts: Any, hidden: Tensor, edges: Edges) -> Tensor:
+    def messages(self, parts: Any, hidden: Tensor, batch: Batch) -> Tensor:
         """No messages: what the block makes of each state."""
         return elu(parts["block"](hidden))
 
@@ -328,8 +315,7 @@ class CHARM(nn.Module):
         """``[graph]`` or ``[answer_token]``; higher = more likely hallucinated."""
         hidden = batch.x
         for number, each in enumerate(self.rounds, start=1):
-            edges = Edges(batch, is_last=number == len(self.rounds))
-            hidden = each(hidden, edges, batch.is_readout)
+            hidden = each(hidden, edges_read_out(batch) if number == len(self.rounds) else batch)
         return self.readout(hidden, batch)
 
 
@@ -351,10 +337,10 @@ class CHARMConv(MessagePassing):
             nn.BatchNorm1d(channels),
         )
 
-    def forward(self, hidden: Tensor, edges: Edges, is_response: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
         """New states ``[node, channel]``."""
-        sent = self.of_node(hidden) + self.of_type(is_response.long())
-        received = self.propagate(edges.index, sent=sent, weight=self.of_edge(edges.attr))
+        sent = self.of_node(hidden) + self.of_type(batch.is_readout.long())
+        received = self.propagate(batch.edge_index, sent=sent, weight=self.of_edge(batch.edge_attr))
         return self.update_state(torch.cat([hidden, self.norm_received(received)], dim=1))
 
     def message(self, sent_j: Tensor, weight: Tensor) -> Tensor:
