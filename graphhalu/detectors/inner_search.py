@@ -10,8 +10,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from sklearn.kernel_ridge import KernelRidge
-from sklearn.utils.class_weight import compute_sample_weight
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
@@ -276,6 +274,9 @@ def _ridge_auroc(
     Its kernel is computed once for all folds, which makes it many times faster than a logistic
     regression; the columns are standardised by the whole training side, without labels.
     """
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.utils.class_weight import compute_sample_weight
+
     if not len(chosen):  # every column is constant
         return 0.5
     scaled = Scaling(*(part[chosen] for part in scaling)).apply(side.values[:, chosen], np.float32)

@@ -12,9 +12,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.linalg import eigh
 from scipy.special import expit
-from sklearn import config_context
-from sklearn.linear_model import LogisticRegression
-from sklearn.utils.class_weight import compute_sample_weight
 
 Truth = Int[np.ndarray, "trace"]
 
@@ -242,6 +239,10 @@ def l2_path(values: Kept, labels: Truth, strengths: Sequence[float] = L2_GRID) -
     Minimises ``sum_i s_i log(1 + exp(-y_i m_i)) + |w|^2 V / (2 c)`` with balanced weights ``s``,
     total variance ``V`` and strength ``c``.
     """
+    from sklearn import config_context
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.utils.class_weight import compute_sample_weight
+
     total_variance = max(float(np.square(values).sum()) / len(values), _SMALLEST)
     solver = "newton-cholesky" if values.shape[1] <= _FEW_DIMENSIONS else "lbfgs"
     model = LogisticRegression(solver=solver, warm_start=True, tol=1e-5, max_iter=500)
@@ -263,6 +264,9 @@ def l1_path(values: Kept, labels: Truth, penalties: Sequence[float] = L1_GRID) -
     the smallest penalty under which all weights are 0. Only columns that may leave 0 are given to
     scikit-learn, ten times faster with 6,000 columns; one outside that violates its condition joins.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.utils.class_weight import compute_sample_weight
+
     share = compute_sample_weight("balanced", labels) / len(labels)
     weight, bias = np.zeros(values.shape[1]), 0.0
     gradient = np.abs(values.T @ (share * (labels - 0.5)))  # at 0 every trace has the odds 1/2

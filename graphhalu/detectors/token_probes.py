@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from scipy.linalg import solve
-from sklearn.utils.class_weight import compute_sample_weight
 
 from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.core.numerics import auroc
@@ -127,6 +126,8 @@ def ridge_path(values: Values, labels: Truth, strengths: Sequence[float] = STREN
     alike, and ``y`` of -1 and 1. scikit-learn's ``Ridge`` would sum the products of the columns
     again for each strength, which is what takes the time.
     """
+    from sklearn.utils.class_weight import compute_sample_weight
+
     share = compute_sample_weight("balanced", labels).astype(values.dtype) / len(labels)
     mean = share @ values
     centred = (values - mean) * np.sqrt(share)[:, None]

@@ -19,7 +19,6 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import model_validator
-from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from graphhalu.core.config import Config, validate
@@ -274,6 +273,8 @@ def _platt(scores: Floats, labels: Ints) -> dict[str, float]:
         (of those between the 5th and 95th percentile) count as ten: one answer with a huge
         perplexity would otherwise flatten the whole curve.
     """
+    from scipy.optimize import minimize
+
     lowest, highest = _certainty(labels)
     targets = np.where(labels == 1, highest, lowest)
     clipped = np.clip(scores, *np.quantile(scores, [0.05, 0.95]))

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import percentileofscore
 
 from graphhalu.core.errors import NonFiniteError
 from graphhalu.detectors.base import Attribution, Detector, EdgeEffect
@@ -118,6 +117,8 @@ def _texts(trace: Trace) -> tuple[str, ...]:
 def _fidelity(
     detector: Detector, trace: Trace, score: float, tokens: Float[np.ndarray, "answer_token"], *, seed: int
 ) -> dict[str, Any] | None:
+    from scipy.stats import percentileofscore
+
     known = np.flatnonzero(np.isfinite(tokens))
     n_taken = max(1, round(SHARE * len(tokens)))
     if len(known) < 3 or n_taken >= len(known):  # noqa: PLR2004

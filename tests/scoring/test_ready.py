@@ -1,5 +1,8 @@
 """Detectors that ship: small, with a card of their training and figures, and found by their model."""
 
+import subprocess
+import sys
+
 import pytest
 
 from graphhalu.models.cards import MODEL_CARDS
@@ -31,3 +34,10 @@ def test_a_model_has_its_own_ready_detectors_and_any_other_is_scored_by_the_embe
         assert (ready_of_answers(name), ready_of_tokens(name)) == (name, f"{name}-tokens")
     assert ready_of_answers("llama2-7b") == ready_of_answers(None) == "smollm2"
     assert ready_of_tokens("llama2-7b") is None
+
+
+def test_a_ready_detector_is_loaded_without_the_libraries_that_only_fits_need():
+    libraries = {"sklearn", "pandas", "scipy.stats", "torch_geometric", "lightning"}
+    code = "import sys; from graphhalu import load_detector; load_detector('smollm2'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not libraries & {*done.stdout.split()}
