@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from extraction import extract_here  # beside this file
 
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.datasets.registry import load_questions
-from graphhalu.detectors.gnn.detectors import QuestionGraph
+from graphhalu.detectors.gnn.detectors import question_graph, sample_places
 from graphhalu.detectors.smoothing import persistent_logits
 from graphhalu.extract.extraction import Extraction
-from graphhalu.extract.run import question_batches
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig, GenerationSettings
-from graphhalu.extract.worker import Worker, extract_batch
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import LoadedModel, load_model
@@ -107,11 +106,7 @@ def _extracted(
     store = TraceStore.create(
         folder / "a.zarr", configuration={}, shape=extraction.shape, arrays=extraction.arrays
     )
-    with store.writer() as holder:
-        worker = Worker(extraction, store.name, holder.name)
-        with worker.parts:
-            for batch in question_batches(list(questions), config):
-                extract_batch(worker, batch)
+    extract_here(extraction, store, list(questions))
     return TraceStore.open(folder / "a.zarr")
 
 
@@ -125,11 +120,12 @@ def _made_of_them(
         layers = default_layers(store.shape)
         own = [trace for trace in store if not trace.record.is_sample]
         ready = list(AttentionGraphs(own, layers=layers, view="multiplex", prompt_edges=False))
-        join = QuestionGraph(
-            own, AttentionGraphs(list(store), layers=layers, view="multiplex", prompt_edges=False)
+        pool = AttentionGraphs(list(store), layers=layers, view="multiplex", prompt_edges=False)
+        samples = sample_places(pool.traces)
+        list(pool)  # what is measured is the joining, and not the graphs themselves
+        joined_s = _cpu_s(
+            lambda: [question_graph(data, traces=own, pool=pool, samples=samples) for data in ready]
         )
-        list(join.pool)  # what is measured is the joining, and not the graphs themselves
-        joined_s = _cpu_s(lambda: [join(data) for data in ready])
         lengths = np.random.default_rng(0).integers(3, 300, size=500)
         evidence = [np.random.default_rng(n).normal(size=n) for n in lengths.tolist()]
         smoothed_s = _cpu_s(lambda: persistent_logits(evidence, p_stay=0.9, prior=0.1))
