@@ -44,10 +44,12 @@ from graphhalu.traces.trace import Trace
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ("{}", "{}.", "The answer is {}.", "It is {}.")
 AROUND = tuple(each.partition("{}")[0] for each in SENTENCES if not each.startswith("{}"))
-OPTIONS = (
-    *("--template", "direct", "--chat", "auto", "--beams", "1", "--keep", "streams", "--rows", "answer"),
-    *("--hidden-tokens", "rows"),
-)
+OPTIONS = ("--beams", "1", "--keep", "streams", "--rows", "answer", "--hidden-tokens", "rows")
+PROMPTS = {
+    "smollm2": ("--template", "direct", "--chat", "auto"),
+    "gemma3-270m": ("--template", "concise", "--chat", "off"),
+}
+"""How a question is asked: the second model has seen no conversations, and does not answer a bare question."""
 FPR = 0.15
 """Share of correct validation answers that may be called hallucinated."""
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -136,6 +138,11 @@ def extract(data: Path, out: Path, model: str) -> None:
             "--num-samples",
             "200",
         ),
+        "worldfacts": ("--dataset", "worldfacts", "--num-samples", "700"),
+        "triviaqa": ("--dataset", "triviaqa", "--data-path", str(where["triviaqa"]), "--num-samples", "600"),
+        "squad": ("--dataset", "squad", "--data-path", str(where["squad"]), "--num-samples", "128"),
+        "held_out_nq_open": ("--dataset", str(out / "held_out_nq_open.jsonl"), *given),
+        "held_out_worldfacts": ("--dataset", str(out / "held_out_worldfacts.jsonl"), *given),
         "truthfulqa": (
             "--dataset",
             "truthfulqa",
@@ -145,14 +152,19 @@ def extract(data: Path, out: Path, model: str) -> None:
             "--num-samples",
             "200",
         ),
-        "worldfacts": ("--dataset", "worldfacts", "--num-samples", "700"),
-        "triviaqa": ("--dataset", "triviaqa", "--data-path", str(where["triviaqa"]), "--num-samples", "600"),
-        "squad": ("--dataset", "squad", "--data-path", str(where["squad"]), "--num-samples", "128"),
-        "held_out_nq_open": ("--dataset", str(out / "held_out_nq_open.jsonl"), *given),
-        "held_out_worldfacts": ("--dataset", str(out / "held_out_worldfacts.jsonl"), *given),
     }
     for name, chosen in jobs.items():
-        command = [sys.executable, "-m", "graphhalu", "extract", "--model", model, *OPTIONS, *chosen]
+        command = [
+            sys.executable,
+            "-m",
+            "graphhalu",
+            "extract",
+            "--model",
+            model,
+            *PROMPTS[model],
+            *OPTIONS,
+            *chosen,
+        ]
         command += [
             "--hidden-layers",
             LAYERS[model],
