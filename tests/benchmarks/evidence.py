@@ -43,7 +43,7 @@ def figures(quick: bool) -> dict[str, Any]:
     """Seconds, ratios of one run, and milliseconds an answer."""
     torch.set_num_threads(1)
     loaded = load_model(ModelSpec(name="smollm2"))
-    n_questions, n_turns, n_tokens = (2, 1, 40) if quick else (16, 3, CONTEXT_TOKENS)
+    n_questions, n_turns, n_tokens = (2, 1, 40) if quick else (8, 2, CONTEXT_TOKENS)
     limit = 6 if quick else 64
     short = load_questions("worldfacts", num_samples=n_questions)
     long = _with_contexts(loaded, short, n_tokens)

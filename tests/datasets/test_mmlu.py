@@ -183,7 +183,7 @@ def test_every_cell_of_the_published_folder_is_read(questions: list[Question], s
 def test_no_question_stands_among_its_own_examples(questions: list[Question]) -> None:
     for question in questions:
         own = (question.text, question.choices)
-        assert own not in [(example.question, example.choices) for example in question.examples]
+        assert own not in [(example.text, example.choices) for example in question.examples]
 
 
 def test_six_hundred_questions_are_a_mix_of_subjects(questions: list[Question]) -> None:
