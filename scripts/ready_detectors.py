@@ -154,25 +154,9 @@ def extract(data: Path, out: Path, model: str) -> None:
         ),
     }
     for name, chosen in jobs.items():
-        command = [
-            sys.executable,
-            "-m",
-            "graphhalu",
-            "extract",
-            "--model",
-            model,
-            *PROMPTS[model],
-            *OPTIONS,
-            *chosen,
-        ]
-        command += [
-            "--hidden-layers",
-            LAYERS[model],
-            "--out",
-            str(out / f"{model}-{name}.zarr"),
-            "--threads",
-            "1",
-        ]
+        how = [*PROMPTS[model], *OPTIONS, "--hidden-layers", LAYERS[model], "--threads", "1"]
+        where_to = ["--out", str(out / f"{model}-{name}.zarr")]
+        command = [sys.executable, "-m", "graphhalu", "extract", "--model", model, *how, *chosen, *where_to]
         print("$", *command[1:], flush=True)
         subprocess.run(command, check=True)
 

@@ -64,6 +64,11 @@ def parse_shard(text: str) -> Shard:
     return int(match[1]), int(match[2])
 
 
+def shard_writer(shard: Shard) -> str:
+    """Name under which the process of a share writes to the store."""
+    return "shard-{}-of-{}".format(*shard)
+
+
 @dataclass(frozen=True)
 class ExtractSummary:
     """What a run did, and what its store holds now.
@@ -196,7 +201,7 @@ def extract(
         n_seen = min(n_seen + n_questions, n_total)
         on_progress(n_seen, n_total)
 
-    holder = MAIN if shard is None else "shard-{}-of-{}".format(*shard)
+    holder = MAIN if shard is None else shard_writer(shard)
     here = {"on_answered": count, "parts": parts}
     with engine.workers(_start(engine, config, out, holder, here), max(1, len(batches))) as workers:
         about = (dataset.identity(), len(questions))

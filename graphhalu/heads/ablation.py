@@ -119,6 +119,8 @@ def ablation_check(
     Raises:
         UsageError: If the mask does not fit, or leaves too few heads to compare with.
     """
+    if n_draws < 1:
+        raise UsageError(f"random heads are drawn once or more often, got --draws {n_draws}")
     generator = np.random.default_rng(seed)
     drawn = [random_heads(mask, generator) for _ in range(n_draws)]
     qualities = [measure(items)]

@@ -15,7 +15,7 @@ from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import read_json_object, reading, replace_file, told_format
 from graphhalu.core.numerics import json_ready, numbers_of
 from graphhalu.core.provenance import provenance
-from graphhalu.heads.table import N_RESAMPLES, HeadTable
+from graphhalu.heads.table import HeadTable
 
 FORMAT: Final = "graphhalu-heads"
 FORMAT_VERSION: Final = 1
@@ -28,6 +28,7 @@ _PUBLISHED: Final = TypeAdapter(
 """Scores of the published files by ``layer-head``."""
 _MAX_SCORES: Final = 20_000_000
 """Most scores of a published file: two keys could ask for a table of ten thousand million heads."""
+_MAX_RESAMPLES: Final = 1_000_000
 
 
 def write_heads(path: Path, tables: Sequence[HeadTable]) -> None:
@@ -97,14 +98,15 @@ def _plain(table: HeadTable) -> dict[str, Any]:
         **{each.name: getattr(table, each.name) for each in fields(table)},
         "trials": [{"trial_id": trial_id, "group": group} for trial_id, group in table.trials],
         "rejected": [{"trial_id": trial_id, "reason": reason} for trial_id, reason in table.rejected],
-        "n_resamples": N_RESAMPLES,
-        "seed": 0,
         "heads": table.ranked() if table.trials else [],
     }
 
 
 def _table(values: Mapping[str, Any]) -> HeadTable:
     chance = _numbers(values["chance"])
+    n_resamples, seed = int(values["n_resamples"]), int(values["seed"])
+    if not 1 <= n_resamples <= _MAX_RESAMPLES or seed < 0:
+        raise ValueError(f"n_resamples is {n_resamples} and the seed {seed}")
     trials = tuple((str(item["trial_id"]), str(item["group"])) for item in values["trials"])
     return HeadTable(
         str(values["role"]),
@@ -117,6 +119,8 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
         model=dict(values["model"]),
         settings=dict(values["settings"]),
         columns={name: _numbers(column) for name, column in values["columns"].items()},
+        n_resamples=n_resamples,
+        seed=seed,
     )
 
 

@@ -327,6 +327,8 @@ class Haystack:
         Raises:
             UsageError: If there is no room for the needle, or the haystack is too short.
         """
+        if not 0 <= depth <= 1:
+            raise UsageError(f"a depth lies between 0 (first) and 1 (last), got {depth}")
         needle = question.group_id
         n_tokens = length - len(self._encode(self._prompt(question, needle))[0])
         if not 0 < n_tokens <= len(self._token_ends):
@@ -387,8 +389,10 @@ def trials(
     """Every needle at every depth in prompts of every length, short ones first.
 
     Raises:
-        UsageError: If a prompt cannot be made.
+        UsageError: If there is no depth, or a prompt cannot be made.
     """
+    if n_depths < 1:
+        raise UsageError(f"needles are hidden at one depth or more, got {n_depths}")
     depths = np.linspace(0, 1, n_depths) if n_depths > 1 else np.array([0.5])
     for length, depth, needle in product(sorted(lengths), depths.tolist(), needles):
         yield haystack.hide(needle, length=length, depth=depth)

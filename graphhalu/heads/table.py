@@ -5,7 +5,7 @@ is left out of every mean; a head without any score has no interval.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +15,7 @@ from scipy.special import ndtr
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
+from graphhalu.heads.settings import RETRIEVAL_THRESHOLD
 
 PerCell = Float[np.ndarray, "*cell"]
 Resampled = Float[np.ndarray, "resample *cell"]
@@ -53,6 +54,8 @@ class HeadTable:
         model: Identity of the model; empty if it is not known.
         settings: Everything that the scores depend on; plain JSON values.
         columns: More numbers a head, by name, such as a contrast.
+        n_resamples: Resamples of the interval.
+        seed: Seed of the resamples.
     """
 
     role: str
@@ -64,6 +67,8 @@ class HeadTable:
     model: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, PerHead] = field(default_factory=dict)
+    n_resamples: int = N_RESAMPLES
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit together.
@@ -112,16 +117,14 @@ class HeadTable:
         """Both ends of the 95 % interval of the mean over resampled groups of trials."""
         return percentile_interval(self.resampled())
 
-    def resampled(
-        self, n_resamples: int = N_RESAMPLES, seed: int = 0
-    ) -> Float[np.ndarray, "resample layer head"]:
+    def resampled(self) -> Float[np.ndarray, "resample layer head"]:
         """Mean of each head on each resample of groups.
 
         Raises:
             NotEnoughDataError: If there is no trial.
         """
         groups = [group for _, group in self.trials]
-        return resampled_means(self.scores, groups, n_resamples=n_resamples, seed=seed)
+        return resampled_means(self.scores, groups, n_resamples=self.n_resamples, seed=self.seed)
 
     def ranked(self) -> list[dict[str, Any]]:
         """All heads with a score, best first; equal ones by layer and head.
@@ -203,25 +206,32 @@ def top_k_heads(table: HeadTable, k: int) -> HeadMask:
     return HeadMask(table.role, table.layers, is_chosen, f"the {k} highest means")
 
 
-def heads_above(table: HeadTable, threshold: float) -> HeadMask:
+def heads_above(table: HeadTable, threshold: float = RETRIEVAL_THRESHOLD) -> HeadMask:
     """The heads whose mean is at least ``threshold``; a head without a score is none of them.
 
     Raises:
+        UsageError: If the threshold is not a number.
         NotEnoughDataError: If there is none.
     """
+    if not np.isfinite(threshold):
+        raise UsageError(f"the threshold of a mean is a number, got {threshold}")
     is_chosen = np.nan_to_num(table.mean, nan=-np.inf) >= threshold
     return _checked(HeadMask(table.role, table.layers, is_chosen, f"mean >= {threshold:g}"), table)
 
 
-def stable_heads(table: HeadTable, k: int, *, min_share: float, seed: int = 0) -> HeadMask:
+def stable_heads(
+    table: HeadTable, k: int, *, min_share: float = 0.9, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> HeadMask:
     """The heads that are among the ``k`` highest in at least ``min_share`` of the resamples.
 
     Raises:
-        UsageError: If ``k`` cannot be used.
+        UsageError: If ``k`` or the share cannot be used.
         NotEnoughDataError: If there is none, or no trial.
     """
-    share = top_k_share(table, k, seed=seed)
-    rule = f"among the {k} highest in {min_share:.0%} of {N_RESAMPLES} resamples"
+    if not 0 < min_share <= 1:
+        raise UsageError(f"the share of resamples is above 0 and at most 1, got {min_share}")
+    share = top_k_share(table, k, n_resamples=n_resamples, seed=seed)
+    rule = f"among the {k} highest in {min_share:.0%} of {n_resamples} resamples"
     return _checked(HeadMask(table.role, table.layers, share >= min_share, rule), table)
 
 
@@ -236,7 +246,7 @@ def top_k_share(table: HeadTable, k: int, *, n_resamples: int = N_RESAMPLES, see
         NotEnoughDataError: If there is no trial.
     """
     _top(table.mean, k, table.role)
-    means = table.resampled(n_resamples, seed).reshape(n_resamples, -1)
+    means = replace(table, n_resamples=n_resamples, seed=seed).resampled().reshape(n_resamples, -1)
     filled = np.where(np.isnan(means), -np.inf, means)
     order = np.argsort(-filled, axis=1, kind="stable")[:, :k]
     is_among = np.zeros(filled.shape, dtype=np.bool_)
@@ -290,7 +300,10 @@ def resampled_means(
 
     Raises:
         NotEnoughDataError: If there is no trial.
+        UsageError: If there is no resample.
     """
+    if n_resamples < 1:
+        raise UsageError(f"a bootstrap needs at least one resample, got {n_resamples}")
     if not len(values):
         raise NotEnoughDataError("there is no trial to resample: none was accepted")
     names, group_index = np.unique(np.asarray(groups), return_inverse=True)
@@ -311,7 +324,12 @@ def percentile_interval(means: Resampled, level: float = LEVEL) -> Float[np.ndar
     """Both ends of the middle ``level`` share of the resamples of each cell.
 
     NaN where fewer than half of the resamples have a value.
+
+    Raises:
+        UsageError: If the level is not in (0, 1).
     """
+    if not 0 < level < 1:
+        raise UsageError(f"the level of an interval lies between 0 and 1, got {level}")
     tails = [(1 - level) / 2, (1 + level) / 2]
     flat = means.reshape(len(means), -1)
     ends = np.full((2, flat.shape[1]), np.nan)

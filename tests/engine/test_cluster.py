@@ -72,8 +72,8 @@ def test_settings_of_workers_without_ray_are_refused():
         RayExecutor(ray_actors=3).if_asked()
     with pytest.raises(UsageError, match="share of one GPU"):
         RayExecutor(ray="local", ray_gpus=1.5).if_asked()
-    engine = RayExecutor(ray="auto", ray_actors=5, ray_cpus=3).if_asked()
-    assert (engine.ray_actors, engine.n_threads) == (5, 3)
+    engine = RayExecutor(ray="auto", ray_actors=5, ray_cpus=3, ray_gpus=0.5, ray_wait=7.0).if_asked()
+    assert (engine.ray_actors, engine.n_threads, engine.ray_gpus, engine.ray_wait) == (5, 3, 0.5, 7.0)
 
 
 @pytest.mark.parametrize(

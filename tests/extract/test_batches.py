@@ -4,7 +4,7 @@ import pytest
 
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import Question
-from graphhalu.extract.run import batches_left, parse_shard, question_batches
+from graphhalu.extract.run import batches_left, parse_shard, question_batches, shard_writer
 from graphhalu.extract.settings import ExtractConfig
 
 QUESTIONS = [Question(f"q{place:02d}", f"What is {place}?", (f"{place}",)) for place in range(23)]
@@ -45,10 +45,12 @@ def test_shards_share_the_batches_out_without_a_rest(count):
     assert sorted(batches, key=lambda batch: batch[0]) == question_batches(QUESTIONS, CONFIG)
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
+    assert len({shard_writer(shard) for shard in shards}) == count
 
 
 def test_a_shard_is_read_as_it_is_written():
     assert parse_shard("3/10") == (3, 10)
+    assert shard_writer((3, 10)) == "shard-3-of-10"
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "1/0", "-1/3", "1/3/5", "a/b", "1.0/3", ""])

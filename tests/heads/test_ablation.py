@@ -121,3 +121,5 @@ def test_a_table_of_another_model_is_refused(tiny, tiny_table):
     require_fitting(published, tiny.identity, 6)
     with pytest.raises(UsageError, match="the number of heads differ"):
         require_fitting(published, tiny.identity, 5)
+    with pytest.raises(UsageError, match="--draws 0"):
+        ablation_check(tiny.model, top_k_heads(tiny_table, 2), [], lambda _: np.zeros((0, 3)), n_draws=0)

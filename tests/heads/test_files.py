@@ -18,7 +18,7 @@ NUMBERS = st.floats(-1e6, 1e6, allow_nan=False) | st.just(float("nan"))
 
 
 def assert_equal(found: HeadTable, expected: HeadTable):
-    for name in ("role", "layers", "trials", "rejected", "model", "settings"):
+    for name in ("role", "layers", "trials", "rejected", "model", "settings", "n_resamples", "seed"):
         assert getattr(found, name) == getattr(expected, name)
     np.testing.assert_array_equal(found.scores, expected.scores)
     np.testing.assert_array_equal(found.chance, expected.chance)
@@ -27,10 +27,10 @@ def assert_equal(found: HeadTable, expected: HeadTable):
         np.testing.assert_array_equal(found.columns[name], values)
 
 
-@given(values=arrays(np.float64, (5, 3, 2), elements=NUMBERS))
+@given(values=arrays(np.float64, (5, 3, 2), elements=NUMBERS), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_table_comes_back_as_it_was(values, tmp_path):
-    table = make_table(values, columns={"contrast": values[0]}, settings={"gate": 50.0})
+def test_a_table_comes_back_as_it_was(values, seed, tmp_path):
+    table = make_table(values, seed=seed, columns={"contrast": values[0]}, settings={"gate": 50.0})
     path = tmp_path / "heads.json"
     write_heads(path, [table, make_table(values[:0], role="other")])
     found = read_heads(path)

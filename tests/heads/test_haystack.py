@@ -65,11 +65,15 @@ def test_every_needle_is_hidden_at_every_depth_of_every_length():
     assert found[-1].question.question_id == "length 210, depth 1.00, needle 1"
 
 
-def test_no_room_for_a_needle_is_refused():
+def test_no_room_and_no_depth_are_refused():
     haystack = Haystack(TEXT.strip(), tiny_tokenizer(chat=False), chat=False)
     for length in (20, 5000):
         with pytest.raises(UsageError, match=f"a prompt of {length} tokens needs"):
             haystack.hide(NEEDLE, length=length, depth=0.5)
+    with pytest.raises(UsageError, match="between 0"):
+        haystack.hide(NEEDLE, length=200, depth=1.5)
+    with pytest.raises(UsageError, match="one depth or more"):
+        list(trials(haystack, (NEEDLE,), (200,), 0))
 
 
 def test_a_template_that_shows_no_context_cannot_hide_a_needle():

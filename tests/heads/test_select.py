@@ -41,6 +41,8 @@ def test_a_threshold_takes_what_reaches_it(table):
     assert heads_above(table, threshold).is_chosen.sum() == 6
     with pytest.raises(NotEnoughDataError, match=r"mean >= 2.*highest mean is 0"):
         heads_above(table, 2.0)
+    with pytest.raises(UsageError, match="is a number"):
+        heads_above(table, float("nan"))
 
 
 def test_the_share_of_resamples_equals_a_slow_loop(scores):
@@ -66,10 +68,12 @@ def test_the_share_of_resamples_equals_a_slow_loop(scores):
 
 def test_stable_heads_are_those_that_stay_on_top(scores):
     scores[:, 4, 2] += 5
-    mask = stable_heads(make_table(scores), 1, min_share=0.9)
+    mask = stable_heads(make_table(scores), 1)
     assert mask.heads == ((4, 2),)
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
+        stable_heads(make_table(scores), 1, min_share=0.0)
     with pytest.raises(UsageError, match="0 heads were asked for"):
-        stable_heads(make_table(scores), 0, min_share=0.9)
+        stable_heads(make_table(scores), 0)
 
 
 def test_no_stable_head_is_said(scores):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
 from graphhalu.heads.table import contrast, mean_of_present, percentile_interval, resampled_means
 
@@ -95,5 +95,9 @@ def test_false_discovery_control_equals_that_of_scipy_and_skips_missing_values()
 def test_what_cannot_be_computed_is_refused():
     with pytest.raises(NotEnoughDataError, match="no trial"):
         resampled_means(np.zeros((0, 2)), [])
+    with pytest.raises(UsageError, match="at least one resample"):
+        resampled_means(np.zeros((3, 2)), ["a", "b", "c"], n_resamples=0)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        percentile_interval(np.zeros((3, 2)), 1.0)
     with pytest.raises(NotEnoughDataError, match="both sides"):
         contrast(np.zeros((0, 2)), np.zeros((3, 2)), ([], ["a", "b", "c"]))

@@ -111,6 +111,7 @@ def make_heads(folder: Path) -> None:
         chance=np.full((2, 5), 0.1),
         columns={"contrast": scores[0]},
         model={"name": "planted"},
+        n_resamples=20,
     )
     write_heads(folder / "heads.json", [table])
     write_heads(folder / "heads.json.gz", [table])
@@ -122,7 +123,7 @@ def read_head_tables(path: Path) -> Any:
     from graphhalu.heads.files import read_heads
 
     tables = read_heads(path)
-    return [(t.role, t.layers, t.scores.tolist(), str(t.model), t.trials) for t in tables]
+    return [(t.role, t.layers, t.scores.tolist(), str(t.model), t.trials, t.seed) for t in tables]
 
 
 def make_sinks(folder: Path) -> None:
