@@ -149,7 +149,8 @@ class Decoder:
         self.cache = cache
         positions = token_positions(is_token)
         self.positions = torch.where(is_token, positions, -1)
-        self.next_position = positions[:, -1:] + 1
+        self.n_prompt = is_token.shape[1]
+        self.next_position = positions[:, -1:].expand(-1, self.n_beams) + 1
         self.is_visible = is_token[:, None].expand(-1, self.n_beams, -1)
 
     def step(
@@ -168,10 +169,17 @@ class Decoder:
         own = own.expand(len(token_ids), -1, -1)
         inherited = self.is_visible.take_along_dim(parents[:, :, None], dim=1)
         self.is_visible = torch.cat([inherited, own], dim=2)
-        positions = self.next_position.expand(-1, self.n_beams)
+        positions = self.next_position
         self.positions = torch.cat([self.positions, positions], dim=1)
         self.next_position = self.next_position + 1
         return self._forward(token_ids, self._masks(), positions).logits
+
+    def restart(self, beams: Bool[Tensor, "question beam"]) -> None:
+        """Let some beams begin anew behind the prompt; what they fed before is out of their sight."""
+        is_answer = torch.arange(self.is_visible.shape[2], device=beams.device) >= self.n_prompt
+        self.is_visible = self.is_visible & ~(beams[:, :, None] & is_answer)
+        first = self.positions[:, self.n_prompt - 1, None] + 1
+        self.next_position = torch.where(beams, first, self.next_position)
 
     def keep(self, questions: Sequence[int]) -> None:
         """Drop the questions that are done; the others come in the order of ``questions``."""

@@ -20,7 +20,7 @@ from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.contrast import REPLAYED, Contrast
 from graphhalu.extract.decode import GROWTH, PromptPass
 from graphhalu.extract.forward import Replayed, TokenSequence
-from graphhalu.extract.generate import beam_search, sample_draws, shared_decoding_fault
+from graphhalu.extract.generate import SAMPLES_TOGETHER, beam_search, sample_draws, shared_decoding_fault
 from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, resolved_config, trace_record
 from graphhalu.extract.replay import Kept, prefill, replay, replay_behind
 from graphhalu.extract.settings import ExtractConfig, trace_shape
@@ -38,6 +38,10 @@ REPLAY_TOKENS: Final = 2048
 """Tokens of one replay batch, padding included, unless a single sequence is longer."""
 BEHIND_TOKENS: Final = 4 * REPLAY_TOKENS
 """Tokens of one batch of answers with their prompts, if these have run already."""
+FEW_TOKENS: Final = 128
+"""Tokens of answers with their padding of which a batch cannot have too few."""
+MOST_PADDED: Final = 1.25
+"""Tokens of answers with their padding over those without it, in a batch."""
 SHARED_TOKENS: Final = 128
 """Tokens of prompts that a prompt for itself must save to be worth a pass of its own."""
 PASS_BYTES: Final = 2 * 2**30
@@ -223,7 +227,10 @@ class Extraction:
         """
         settings = self.config.generation
         # each beam or sample has positions of its own
-        n_answer = settings.max_new_tokens * max(settings.num_beams, settings.samples) + GROWTH
+        n_samples = settings.samples
+        if n_samples > SAMPLES_TOGETHER:  # the last ones may be the longest
+            n_samples += SAMPLES_TOGETHER
+        n_answer = settings.max_new_tokens * max(settings.num_beams, n_samples) + GROWTH
         limit = batch_memory(self.loaded.model.device)
 
         def fits(batch: list[Prompt]) -> bool:
@@ -304,7 +311,7 @@ class Extraction:
         for part in _sized(alone, _n_tokens, REPLAY_TOKENS):
             yield from self._results(part)
         for groups in grouped(sorted(behind, key=_largest), lambda part: _padded_size(part) <= BEHIND_TOKENS):
-            for part in _sized(chain(*self._behind(groups)), _n_tokens, BEHIND_TOKENS):
+            for part in _even(chain(*self._behind(groups))):
                 yield from self._results(part)
 
     def _behind(
@@ -384,6 +391,17 @@ def _sized(
 ) -> Iterator[list[tuple[Prompt, Answer]]]:
     """Items of rising size in batches whose padded size stays within a limit."""
     return grouped(sorted(items, key=size), lambda part: len(part) * size(part[-1]) <= limit)
+
+
+def _even(items: Iterable[tuple[Prompt, Answer]]) -> Iterator[list[tuple[Prompt, Answer]]]:
+    """Answers of rising length in batches with little padding, whose prompts have run."""
+
+    def fits(part: list[tuple[Prompt, Answer]]) -> bool:
+        lengths = [len(answer.token_ids) for _, answer in part]
+        is_small = len(part) * max(map(_n_tokens, part)) <= BEHIND_TOKENS
+        return is_small and len(part) * lengths[-1] <= max(FEW_TOKENS, MOST_PADDED * sum(lengths))
+
+    return grouped(sorted(items, key=lambda each: len(each[1].token_ids)), fits)
 
 
 def _in_halves(

@@ -13,12 +13,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphhalu.extract.beams import Answer, Beams
 from graphhalu.extract.decode import Decoder, PromptPass, decoding, joined_cache
 from graphhalu.models.load import LoadedModel, left_padded
 
+SAMPLES_TOGETHER: Final = 4
+"""Samples of a question that run beside each other: with all of them, most wait for the longest."""
 _AGREEMENT: Final = 1e-3
 """Largest relative difference of logits at which shared decoding counts as the model's own."""
 
@@ -100,6 +102,8 @@ class BeamSearch:
     ) -> list[list[Answer]]:
         """Sampled answers of every prompt.
 
+        A few samples of a question run beside each other, and where one ends the next begins.
+
         Args:
             prompts: Token ids of each prompt.
             draws: A number in [0, 1) for each token: it takes the first whose cumulated probability is
@@ -112,32 +116,44 @@ class BeamSearch:
             mean log-probability (nat) of their tokens, end mark included, at temperature 1.
         """
         n_questions, n_samples, n_steps = draws.shape
-        decoder, logits = self._started(prompts, passes, n_samples)
-        device = logits.device
-        own = torch.arange(n_samples, device=device).expand(n_questions, -1)
-        stops, draws = torch.tensor(self.stop_ids, device=device), draws.to(device)
-        tokens = torch.zeros(n_questions, n_samples, n_steps, dtype=torch.long, device=device)
+        n_slots = min(n_samples, SAMPLES_TOGETHER)
+        decoder, first = self._started(prompts, passes, n_slots)
+        device = first.device
+        own = torch.arange(n_slots, device=device).expand(n_questions, -1)
+        stops = torch.tensor(self.stop_ids, device=device)
+        # one place more, for slots without a sample
+        draws = nn.functional.pad(draws.to(device), (0, 0, 0, 1))
+        tokens = torch.zeros(draws.shape, dtype=torch.long, device=device)
         lengths, scores = torch.zeros_like(tokens[..., 0]), torch.zeros_like(draws[..., 0])
-        is_open = torch.ones_like(lengths, dtype=torch.bool)
-        active = torch.arange(n_questions, device=device)
+        question = torch.arange(n_questions, device=device)[:, None].expand(-1, n_slots)
+        sample, at = own, torch.zeros_like(own)
+        n_begun = torch.full_like(own[:, :1], n_slots)
+        logits = first
         with decoding(self.model):
-            for step in range(n_steps):
+            while True:
                 cumulated = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)
-                chosen = (
-                    (cumulated <= draws[active, :, step, None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
-                )
+                chosen = (cumulated <= draws[question, sample, at][..., None]).sum(dim=-1)
+                chosen = chosen.clamp(max=logits.shape[-1] - 1)
                 log_p = torch.log_softmax(logits.double(), dim=-1).gather(-1, chosen[..., None])[..., 0]
-                tokens[active, :, step] = chosen
-                scores[active] += log_p * is_open[active]
-                lengths[active] += is_open[active]
-                is_open[active] &= ~torch.isin(chosen, stops)
-                kept = _closed_up(is_open[active].any(dim=1).tolist())
-                if not kept or step + 1 == n_steps:
+                tokens[question, sample, at] = chosen
+                scores[question, sample] += log_p
+                lengths[question, sample] += 1
+                is_over = torch.isin(chosen, stops) | (at + 1 == n_steps) | (sample == n_samples)
+                following = (n_begun + is_over.cumsum(dim=1) - 1).clamp(max=n_samples)
+                sample, at = torch.where(is_over, following, sample), torch.where(is_over, 0, at + 1)
+                n_begun = n_begun + is_over.sum(dim=1, keepdim=True)
+                kept = _closed_up((sample < n_samples).any(dim=1).tolist())
+                if not kept:
                     break
-                if len(kept) < len(active):  # questions whose samples have all ended leave
+                if len(kept) < len(sample):  # questions whose samples have all ended leave
                     decoder.keep(kept)
-                    active, chosen = active[kept], chosen[kept]
-                logits = decoder.step(own[: len(active)], chosen)
+                    question, sample, at, n_begun, first, chosen, is_over = (
+                        each[kept] for each in (question, sample, at, n_begun, first, chosen, is_over)
+                    )
+                logits = decoder.step(own[: len(kept)], chosen)
+                decoder.restart(is_over)
+                logits = torch.where(is_over[..., None], first, logits)
+        tokens, lengths, scores = (each[:, :n_samples] for each in (tokens, lengths, scores))
         return [
             [
                 replace(_until_stop(row[:length], self.stop_ids, score / length), is_sample=True)

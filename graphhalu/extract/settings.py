@@ -174,7 +174,7 @@ class ExtractConfig(Config):
     """What is kept."""
     num_samples: int | None = Field(default=None, ge=1)
     """How many questions; a store can be extended with more later."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """Questions that are answered at a time."""
     part_size: int = Field(default=64, ge=1)
     """Traces of one part, the unit that is committed."""

@@ -178,11 +178,11 @@ def sampled(model, prompt, draws, temperature):
 def test_samples_of_a_batch_are_those_of_a_loop_over_tokens(family):
     model, config = tiny_model(family)
     search, prompts = search_of(model, config), prompts_of(config)
-    draws = sample_draws(["a", "b", "c"], (5, MAX_NEW_TOKENS), seed=3)
+    draws = sample_draws(["a", "b", "c"], (11, MAX_NEW_TOKENS), seed=3)  # more than run beside each other
     for prompt, answers, own in zip(
         prompts, search.sample(prompts, draws, temperature=0.7), draws, strict=True
     ):
-        assert len(answers) == 5
+        assert len(answers) == 11
         for answer, numbers in zip(answers, own, strict=True):
             tokens, score, is_finished = sampled(model, prompt, numbers, 0.7)
             assert answer.token_ids == tokens
