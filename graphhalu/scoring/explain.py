@@ -117,8 +117,6 @@ def _texts(trace: Trace) -> tuple[str, ...]:
 def _fidelity(
     detector: Detector, trace: Trace, score: float, tokens: Float[np.ndarray, "answer_token"], *, seed: int
 ) -> dict[str, Any] | None:
-    from scipy.stats import percentileofscore
-
     known = np.flatnonzero(np.isfinite(tokens))
     n_taken = max(1, round(SHARE * len(tokens)))
     if len(known) < 3 or n_taken >= len(known):  # noqa: PLR2004
@@ -135,5 +133,5 @@ def _fidelity(
         "change": float(changes[0]),
         "random_mean": random.mean(),
         "random_std": random.std(),
-        "rank": float(percentileofscore(random, changes[0], kind="mean")) / 100,
+        "rank": float(np.mean((random < changes[0]) / 2 + (random <= changes[0]) / 2)),
     }
