@@ -20,7 +20,7 @@ from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.contrast import REPLAYED, Contrast
 from graphhalu.extract.decode import GROWTH, PromptPass
 from graphhalu.extract.forward import Replayed, TokenSequence
-from graphhalu.extract.generate import SAMPLES_TOGETHER, beam_search, sample_draws, shared_decoding_fault
+from graphhalu.extract.generate import beam_search, sample_draws, sample_slots, shared_decoding_fault
 from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, resolved_config, trace_record
 from graphhalu.extract.replay import Kept, prefill, replay, replay_behind
 from graphhalu.extract.settings import ExtractConfig, trace_shape
@@ -226,14 +226,14 @@ class Extraction:
         They follow from the model and the size of the memory, and not from what is free of it.
         """
         settings = self.config.generation
-        # each beam or sample has positions of its own
-        n_samples = settings.samples
-        if n_samples > SAMPLES_TOGETHER:  # the last ones may be the longest
-            n_samples += SAMPLES_TOGETHER
-        n_answer = settings.max_new_tokens * max(settings.num_beams, n_samples) + GROWTH
         limit = batch_memory(self.loaded.model.device)
 
         def fits(batch: list[Prompt]) -> bool:
+            slots, n_samples = sample_slots(len(batch), settings.samples), settings.samples
+            if slots < n_samples:  # the last ones may be the longest
+                n_samples += slots
+            # each beam or sample has positions of its own
+            n_answer = settings.max_new_tokens * max(settings.num_beams, n_samples) + GROWTH
             # with as much again for what a pass makes beside them
             needed = 2 * len(batch) * (batch[-1].length + n_answer) * self._token_bytes
             return len(batch) <= self.config.batch_size and needed <= limit

@@ -19,8 +19,10 @@ from graphhalu.extract.beams import Answer, Beams
 from graphhalu.extract.decode import Decoder, PromptPass, decoding, joined_cache
 from graphhalu.models.load import LoadedModel, left_padded
 
-SAMPLES_TOGETHER: Final = 4
-"""Samples of a question that run beside each other: with all of them, most wait for the longest."""
+SAMPLE_ROWS: Final = 256
+"""Samples of all questions from which on more of them cost more time than they save steps."""
+FEWEST_SLOTS: Final = 4
+"""Samples of a question that always run beside each other."""
 _AGREEMENT: Final = 1e-3
 """Largest relative difference of logits at which shared decoding counts as the model's own."""
 
@@ -102,7 +104,8 @@ class BeamSearch:
     ) -> list[list[Answer]]:
         """Sampled answers of every prompt.
 
-        A few samples of a question run beside each other, and where one ends the next begins.
+        Where many questions are asked, a few samples of each run beside each other, and where one ends
+        the next begins: if all of them ran, most would wait for the longest.
 
         Args:
             prompts: Token ids of each prompt.
@@ -116,7 +119,7 @@ class BeamSearch:
             mean log-probability (nat) of their tokens, end mark included, at temperature 1.
         """
         n_questions, n_samples, n_steps = draws.shape
-        n_slots = min(n_samples, SAMPLES_TOGETHER)
+        n_slots = sample_slots(n_questions, n_samples)
         decoder, first = self._started(prompts, passes, n_slots)
         device = first.device
         own = torch.arange(n_slots, device=device).expand(n_questions, -1)
@@ -181,6 +184,11 @@ def _closed_up(is_kept: Sequence[bool]) -> list[int]:
     n_kept = sum(is_kept)
     behind = iter([place for place, kept in enumerate(is_kept) if kept and place >= n_kept])
     return [place if is_kept[place] else next(behind) for place in range(n_kept)]
+
+
+def sample_slots(n_questions: int, n_samples: int) -> int:
+    """Samples of each question that run beside each other."""
+    return min(n_samples, max(FEWEST_SLOTS, SAMPLE_ROWS // n_questions))
 
 
 def sample_draws(
