@@ -20,7 +20,7 @@ from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.contrast import REPLAYED, Contrast
 from graphhalu.extract.decode import GROWTH, PromptPass
 from graphhalu.extract.forward import Replayed, TokenSequence
-from graphhalu.extract.generate import beam_search, sample_draws, sample_slots, shared_decoding_fault
+from graphhalu.extract.generate import beam_search, most_positions, sample_draws, shared_decoding_fault
 from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, resolved_config, trace_record
 from graphhalu.extract.replay import Kept, prefill, replay, replay_behind
 from graphhalu.extract.settings import ExtractConfig, trace_shape
@@ -39,7 +39,7 @@ REPLAY_TOKENS: Final = 2048
 BEHIND_TOKENS: Final = 4 * REPLAY_TOKENS
 """Tokens of one batch of answers with their prompts, if these have run already."""
 FEW_TOKENS: Final = 128
-"""Tokens of answers with their padding of which a batch cannot have too few."""
+"""Tokens of answers, padding included, up to which a batch is too small for its padding to matter."""
 MOST_PADDED: Final = 1.25
 """Tokens of answers with their padding over those without it, in a batch."""
 SHARED_TOKENS: Final = 128
@@ -229,11 +229,9 @@ class Extraction:
         limit = batch_memory(self.loaded.model.device)
 
         def fits(batch: list[Prompt]) -> bool:
-            slots, n_samples = sample_slots(len(batch), settings.samples), settings.samples
-            if slots < n_samples:  # the last ones may be the longest
-                n_samples += slots
             # each beam or sample has positions of its own
-            n_answer = settings.max_new_tokens * max(settings.num_beams, n_samples) + GROWTH
+            n_rows = max(settings.num_beams, most_positions(len(batch), settings.samples))
+            n_answer = settings.max_new_tokens * n_rows + GROWTH
             # with as much again for what a pass makes beside them
             needed = 2 * len(batch) * (batch[-1].length + n_answer) * self._token_bytes
             return len(batch) <= self.config.batch_size and needed <= limit
@@ -308,7 +306,7 @@ class Extraction:
                 behind.append(group)
             else:
                 alone += group
-        for part in _sized(alone, _n_tokens, REPLAY_TOKENS):
+        for part in grouped(sorted(alone, key=_n_tokens), lambda part: _padded_size([part]) <= REPLAY_TOKENS):
             yield from self._results(part)
         for groups in grouped(sorted(behind, key=_largest), lambda part: _padded_size(part) <= BEHIND_TOKENS):
             for part in _even(chain(*self._behind(groups))):
@@ -386,20 +384,13 @@ def _padded_size(groups: Sequence[Sequence[tuple[Prompt, Answer]]]) -> int:
     return sum(map(len, groups)) * max(map(_largest, groups))
 
 
-def _sized(
-    items: Iterable[tuple[Prompt, Answer]], size: Callable[[tuple[Prompt, Answer]], int], limit: int
-) -> Iterator[list[tuple[Prompt, Answer]]]:
-    """Items of rising size in batches whose padded size stays within a limit."""
-    return grouped(sorted(items, key=size), lambda part: len(part) * size(part[-1]) <= limit)
-
-
 def _even(items: Iterable[tuple[Prompt, Answer]]) -> Iterator[list[tuple[Prompt, Answer]]]:
     """Answers of rising length in batches with little padding, whose prompts have run."""
 
     def fits(part: list[tuple[Prompt, Answer]]) -> bool:
         lengths = [len(answer.token_ids) for _, answer in part]
-        is_small = len(part) * max(map(_n_tokens, part)) <= BEHIND_TOKENS
-        return is_small and len(part) * lengths[-1] <= max(FEW_TOKENS, MOST_PADDED * sum(lengths))
+        most = max(FEW_TOKENS, MOST_PADDED * sum(lengths))
+        return _padded_size([part]) <= BEHIND_TOKENS and len(part) * lengths[-1] <= most
 
     return grouped(sorted(items, key=lambda each: len(each[1].token_ids)), fits)
 

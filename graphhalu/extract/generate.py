@@ -191,6 +191,12 @@ def sample_slots(n_questions: int, n_samples: int) -> int:
     return min(n_samples, max(FEWEST_SLOTS, SAMPLE_ROWS // n_questions))
 
 
+def most_positions(n_questions: int, n_samples: int) -> int:
+    """Positions of a question's samples in the cache at most, in units of the longest answer."""
+    n_slots = sample_slots(n_questions, n_samples)
+    return n_samples + (n_slots if n_slots < n_samples else 0)  # the last ones may be the longest
+
+
 def sample_draws(
     question_ids: Sequence[str], shape: tuple[int, int], *, seed: int
 ) -> Float64[Tensor, "question sample step"]:
