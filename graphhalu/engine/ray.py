@@ -67,7 +67,7 @@ class RayExecutor(Config, Executor):
     """Ray actors on one machine or many; its fields are options of the commands that spread their work."""
 
     ray: str | None = None
-    """Spread the work over Ray: alone for this machine, auto, or HOST:PORT of a cluster that this
+    """Spread the work over Ray: local for this machine, auto, or HOST:PORT of a cluster that this
     machine is a node of (set RAY_AUTH_MODE=token on all nodes)."""
     ray_actors: int | None = Field(default=None, ge=1)
     """Workers; by default as many as fit."""
@@ -302,7 +302,7 @@ def check_address(address: str) -> tuple[str, int] | None:
     if match is None or not 0 < int(match[3]) < 2**16:
         raise UsageError(
             f"a Ray cluster is given as local, auto or HOST:PORT, got {address!r}\n"
-            f"  Write --ray=HOST:PORT, or --ray alone at the end for this machine"
+            f"  Write --ray=local for this machine, or --ray=HOST:PORT"
         )
     return match[1] or match[2], int(match[3])
 

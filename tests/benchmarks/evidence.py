@@ -2,7 +2,8 @@
 
 Processor seconds on one thread, ways by turns in one process, so that other work disturbs all alike:
 extraction with contrast against without it (contexts of about 450 tokens; six given answers a prompt, and
-beams), ten samples beside the beams against beams alone, and milliseconds an answer of what is made of them.
+beams), ten samples beside the beams against beams alone (prompts of 25 tokens, and those contexts), and
+milliseconds an answer of what is made of them.
 """
 
 import shutil
@@ -56,6 +57,7 @@ def figures(quick: bool) -> dict[str, Any]:
         "contrast_given": (given, (replayed, {}), (replayed, {"contrast": True})),
         "contrast_beams": (long, (beams, {}), (beams, {"contrast": True})),
         "samples": (short, (beams, {}), (sampled, {})),
+        "samples_in_context": (long, (beams, {}), (sampled, {})),
     }
     for name, (questions, *ways) in pairs.items():
         seconds: list[list[float]] = [[], []]
