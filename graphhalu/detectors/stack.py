@@ -77,33 +77,44 @@ class Stack(TrainedDetector, ABC):
         """Take over fitted members and weigh them by their logits out of fold.
 
         Args:
-            members: Each has the logits of training traces as ``out_of_fold``, by index.
+            members: Each has the logits of training traces, or of their answer tokens, as ``out_of_fold``,
+                by index.
             labels: Of all traces.
             kept: Indices of the training traces; one that a member lacks counts as its mean.
         """
+        truth = {
+            index: labels.values[[index]] if labels.tokens is None else labels.tokens[index]
+            for index in kept.tolist()
+        }
         logits = {
-            name: np.array([np.ravel(member.out_of_fold.get(index, np.nan))[0] for index in kept.tolist()])
+            name: np.concatenate(
+                [np.ravel(member.out_of_fold.get(at, np.full(len(of), np.nan))) for at, of in truth.items()]
+            )
             for name, member in members.items()
         }
         self.members = members
-        self.joints, self.bias = join(logits, labels.values[kept])
+        self.joints, self.bias = join(logits, np.concatenate(list(truth.values())))
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """Weighted sum of the standardised logits; a member that is missing counts as its mean.
 
         NaN where members with too little of the weight are known.
         """
-        self.fitted(self.members or None, traces)
-        total, known = np.full(len(traces), self.bias), np.zeros(len(traces))
+        members = self.fitted(self.members or None, traces)
+        scores = {name: member.score(traces) for name, member in members.items()}
+        lengths = next(iter(scores.values())).lengths
+        n_items = len(traces) if lengths is None else int(lengths.sum())
+        total, known = np.full(n_items, self.bias), np.zeros(n_items)
         all_weights = sum(joint.weight + _FLOOR for joint in self.joints.values())
-        for name, member in self.members.items():
+        for name, of_member in scores.items():
             mean, scale, weight = self.joints[name]
-            logits = member.score(traces).values
+            logits = of_member.values
             found = np.isfinite(logits)
             total += np.where(found, weight * scale * (np.where(found, logits, mean) - mean), 0.0)
             known += np.where(found, weight + _FLOOR, 0.0)
         is_known = (known > 0) & (known >= self.least_known * all_weights)
-        return Scores.of(np.where(is_known, total, np.nan))
+        joined = Scores.of(np.where(is_known, total, np.nan))
+        return replace(joined, lengths=lengths)
 
     def attribute(self, trace: Trace) -> Attribution | None:
         """Parts of the members, weighed as they are joined; one that is missing adds nothing."""

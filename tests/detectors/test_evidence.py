@@ -87,6 +87,22 @@ def test_copied_tokens_are_found_by_the_network_that_knows_what_is_copied(stores
     assert auroc(*scores_of("token-evidence", stores("copying"), **NETWORK)) > 0.9
 
 
+def test_the_stack_of_networks_is_their_weighed_sum_and_leans_on_the_one_that_knows(stores):
+    traces, labels, split = stores("copying")
+    kind = DETECTORS.get("token-graphhalu")
+    stack = kind(**kind.settings(seed=0, **NETWORK)).fit(traces, labels, split)
+    tested = [traces[index] for index in split.test]
+    scores, joints = stack.score(tested), stack.joints
+    assert joints["attention"].weight > 2 * joints["text"].weight
+    assert auroc(scores.values, np.concatenate([labels.tokens[index] for index in split.test])) > 0.9
+    for trace, found in zip(tested[:5], scores.by_trace(), strict=False):
+        expected = [stack.bias] * trace.answer_length
+        for name, member in stack.members.items():
+            for token, logit in enumerate(member.score([trace]).values.tolist()):
+                expected[token] += joints[name].weight * joints[name].scale * (logit - joints[name].mean)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", BLIND["copying"])
 def test_they_are_not_found_by_probes(name, stores):
     assert auroc(*scores_of(name, stores("copying"))) < 0.7

@@ -8,8 +8,9 @@ while the answer goes on.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, final
 
 import numpy as np
@@ -21,13 +22,17 @@ from torch_geometric.nn import GATv2Conv, MessagePassing, MultiAggregation
 from torch_geometric.utils import subgraph
 
 from graphhalu.core.axes import Span
-from graphhalu.detectors.gnn.config import PRECISION, StopBy, TokenNetworkConfig
+from graphhalu.core.splits import Split
+from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard
+from graphhalu.detectors.gnn.config import PRECISION, QUICK, StopBy, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.networks import equally_large_block, logit_head
+from graphhalu.detectors.saved import TrainedConfig
+from graphhalu.detectors.stack import Stack
 from graphhalu.graphs.edges import EdgeRule, GraphRecipe, TopK
 from graphhalu.graphs.nodes import WIDE
 from graphhalu.graphs.storage import OF_NODE
-from graphhalu.labels.labels import Level
+from graphhalu.labels.labels import Labels, Level
 from graphhalu.traces.trace import Trace
 
 NEIGHBOURS: Final = 8
@@ -224,10 +229,13 @@ class EvidenceConfig(TokenNetworkConfig):
     """Blocks of node features; ``hidden`` and ``shift`` are those of two layers, ``heads`` of all. Blocks
     that the traces do not keep are left out."""
     edges_per_row: Annotated[int, Field(ge=1)] = 8
-    """Keys of each query with the most attention, in the mean over layers and heads, that become edges."""
+    """Keys of each query with the most attention of any head, in the mean over layers, that become edges."""
+    n_folds: Annotated[int, Field(ge=2)] = 5
+    """As of every network; more than there, since each network learns from all folds but one and few answers
+    have marked spans."""
     n_components: Annotated[int, Field(ge=1)] = 48
     """Principal components, fitted on the training side, that stand for a wide block."""
-    hidden_size: Annotated[int, Field(ge=4, multiple_of=4)] = 64
+    hidden_size: Annotated[int, Field(ge=4, multiple_of=4)] = 48
     """Channels of every layer of the network."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of activations that training drops."""
@@ -259,7 +267,10 @@ class EvidenceConfig(TokenNetworkConfig):
         for name in self.nodes:
             if is_compared or name not in ("contrast", "shift"):
                 blocks += [f"{name}@{layer}" for layer in nearest] if name in WIDE else [name]
-        return GraphRecipe(self.edges, tuple(blocks), prompt_edges=False, view="multiplex", sinks="remove")
+        # the head that retrieves or copies is one of many, and is not seen in their mean
+        return GraphRecipe(
+            self.edges, tuple(blocks), prompt_edges=False, importance="max", view="multiplex", sinks="remove"
+        )
 
 
 class StreamingConfig(EvidenceConfig):
@@ -286,3 +297,51 @@ TokenEvidenceStreaming: Final = _detector(
 TokenEvidenceAlone: Final = _detector("token-evidence-alone", network_class=EvidenceAlone)
 TokenEvidenceNeighbours: Final = _detector("token-evidence-neighbours", neighbours)
 TokenEvidenceRandom: Final = _detector("token-evidence-random", random_pairs)
+
+
+@final
+class TokenGraphhalu(Stack):
+    """Networks on what tokens attend to and on their neighbours in the text, joined on logits out of fold.
+
+    Args:
+        seed: By default that of the configuration.
+        config: Settings of both.
+    """
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("token-graphhalu")
+    config_class: ClassVar[type[TrainedConfig]] = EvidenceConfig
+    quick_settings: ClassVar[Mapping[str, Any]] = QUICK
+    is_exact: ClassVar[bool] = False
+    least_known: ClassVar[float] = 0.0
+    new_field: ClassVar[str] = "joints"
+
+    config: EvidenceConfig
+
+    log_folder: Path | None = None
+    """Where Lightning's logger writes; nothing is logged without."""
+
+    @classmethod
+    def member_class(cls, name: str) -> type[NetworkDetector]:
+        """The network of this name."""
+        return {"attention": TokenEvidence, "text": TokenEvidenceNeighbours}[name]
+
+    def check(self, traces: Sequence[Trace]) -> None:
+        """As :meth:`NetworkDetector.check`."""
+        TokenEvidence(config=self.config).check(traces)
+
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
+        """Fit both networks on the training side, then join them; validation takes no part.
+
+        Raises:
+            NotEnoughDataError: If the training side lacks a class.
+        """
+        members = {}
+        for name in ("attention", "text"):
+            members[name] = self.member_class(name)(config=self.config)
+            members[name].log_folder = self.log_folder
+            members[name].fit(traces, labels, split)
+        kept = np.array(ChosenTraces.labelled(traces, labels, split.train).indices, dtype=np.int64)
+        self.join_members(members, labels, kept)
+        reports = {name: member.training_report for name, member in members.items()}
+        self.training_report = {"n_train": len(kept), **reports, "weights": self.weights()}
+        return self
