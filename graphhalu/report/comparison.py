@@ -16,6 +16,7 @@ from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.metrics import Curve, calibration_band, mean_curve
 from graphhalu.evaluation.result import Comparison, DetectorRow, MethodTest, Result
 from graphhalu.evaluation.settings import registered_name
+from graphhalu.evaluation.significance import METRIC_OF
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.labels.labels import MEANINGS
 from graphhalu.report.page import (
@@ -39,6 +40,7 @@ from graphhalu.report.theme import LIGHT
 
 CURVES: Final = ("roc", "precision-recall", "calibration", "risk-coverage")
 FAMILIES: Final = ("graph", "probe", "scalar", "control")
+_METRICS: Final = {"auroc": "AUROC", "auprc": "average precision"}
 _TITLES: Final = {"answer": "detectors of hallucinations", "token": "detectors of hallucinated tokens"}
 _INPUT_LETTERS: Final = {"attention": "A", "hidden": "H", "likelihood": "P", "text": "T", "length": "N"}
 """Letters of inputs in the terminal; likelihood is P as in probability, length N."""
@@ -174,8 +176,10 @@ def headline(result: Result) -> tuple[str, str]:
     first, n_others = (better or methods)[0], len(better) - 1
     also = _say("others", n_others=n_others, verb="is" if n_others == 1 else "are") if n_others > 0 else ""
     about = {**_about(result, "best", first.detector), **_about(result, "baseline", baseline)}
-    said = _say("won" if better else "lost", method=first, p_holm=p_text(first.p_holm), also=also, **about)
-    return said, rule
+    about |= {"method": first, "p_holm": p_text(first.p_holm), "also": also}
+    # the figures beside it are AUROCs
+    metric = "" if first.metric == "auroc" else f" in {_METRICS[first.metric]}"
+    return _say("won" if better else "lost", metric=metric, **about), rule
 
 
 def _facts(result: Result) -> dict[str, Any]:
@@ -195,6 +199,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "n_detectors": len(result.rows),
         "failed": f" ({n_failed} failed)" if n_failed else "",
         "protocol": protocol_text(result.config),
+        "metric": _METRICS[METRIC_OF[result.level]],
     }
 
 

@@ -331,6 +331,8 @@ def test_only_a_method_is_said_to_win_with_its_interval_its_baseline_and_its_rul
     assert first.startswith("gat beats the baseline sinks as a method")
     assert "over 10 fits a mean difference of +0.050 [+0.010, +0.090] (Holm p 0.010)" in first
     assert second.startswith("The baseline is sinks: named before the comparison.")
+    first, _ = headline(with_method(full, metric="auprc"))
+    assert "a mean difference in average precision of +0.050" in first
 
 
 def test_fitted_scorers_are_counted_apart_and_win_nothing(full):
