@@ -176,10 +176,10 @@ def headline(result: Result) -> tuple[str, str]:
     first, n_others = (better or methods)[0], len(better) - 1
     also = _say("others", n_others=n_others, verb="is" if n_others == 1 else "are") if n_others > 0 else ""
     about = {**_about(result, "best", first.detector), **_about(result, "baseline", baseline)}
-    about |= {"method": first, "p_holm": p_text(first.p_holm), "also": also}
     # the figures beside it are AUROCs
     metric = "" if first.metric == "auroc" else f" in {_METRICS[first.metric]}"
-    return _say("won" if better else "lost", metric=metric, **about), rule
+    about |= {"p_holm": p_text(first.p_holm), "also": also, "metric": metric}
+    return _say("won" if better else "lost", method=first, **about), rule
 
 
 def _facts(result: Result) -> dict[str, Any]:
