@@ -177,7 +177,7 @@ def headline(result: Result) -> tuple[str, str]:
     also = _say("others", n_others=n_others, verb="is" if n_others == 1 else "are") if n_others > 0 else ""
     about = {**_about(result, "best", first.detector), **_about(result, "baseline", baseline)}
     # the figures beside it are AUROCs
-    metric = "" if first.metric == "auroc" else f" in {_METRICS[first.metric]}"
+    metric = f" in {_METRICS['auprc']}" if first.metric == "auprc" else ""
     about |= {"p_holm": p_text(first.p_holm), "also": also, "metric": metric}
     return _say("won" if better else "lost", method=first, **about), rule
 
