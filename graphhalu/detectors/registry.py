@@ -38,7 +38,8 @@ _MODULES: Final = (
     ("token_probes", "token-overlap token-shuffled token-attention token-hidden token-probe"),
     ("gnn.detectors", "token-graph token-no-edges"),
     ("gnn.evidence", "token-evidence token-evidence-streaming token-evidence-alone"),
-    ("gnn.evidence", "token-evidence-neighbours token-evidence-random token-graphhalu"),
+    ("gnn.evidence", "token-evidence-neighbours token-evidence-random"),
+    ("gnn.detectors", "token-graphhalu"),
     ("scalars", "token-contrast token-shift token-residual token-cortex"),
     ("smoothing", "token-smoothed token-hidden-smoothed token-overlap-smoothed"),
 )

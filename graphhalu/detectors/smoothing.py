@@ -106,7 +106,7 @@ class SmoothedDetector(TrainedDetector):
         """Train on the labelled tokens of ``split.train``; validation takes no part."""
         chosen = np.sort(split.train[labels.is_valid[split.train]])
         tokens = labels.token_labels(self.card.name)
-        check_classes(np.concatenate([np.zeros(0, dtype=np.int64), *(tokens[i] for i in chosen)]), self.card)
+        check_classes(labels.items[labels.places(chosen)], self.card)
         groups = question_groups([traces[index] for index in chosen.tolist()])
         folds = folds_of(labels.values[chosen], groups, n_folds=self.config.n_folds, seed=self.config.seed)
         empty = split.validation[:0]

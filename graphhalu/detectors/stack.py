@@ -82,18 +82,15 @@ class Stack(TrainedDetector, ABC):
             labels: Of all traces.
             kept: Indices of the training traces; one that a member lacks counts as its mean.
         """
-        truth = {
-            index: labels.values[[index]] if labels.tokens is None else labels.tokens[index]
-            for index in kept.tolist()
-        }
-        logits = {
-            name: np.concatenate(
-                [np.ravel(member.out_of_fold.get(at, np.full(len(of), np.nan))) for at, of in truth.items()]
-            )
-            for name, member in members.items()
-        }
+        logits = {}
+        for name, member in members.items():
+            known = member.out_of_fold
+            every = np.full(len(labels.items), np.nan)
+            places = labels.places(np.array(list(known), dtype=np.int64))
+            every[places] = np.concatenate([np.zeros(0), *map(np.ravel, known.values())])
+            logits[name] = every[labels.places(kept)]
         self.members = members
-        self.joints, self.bias = join(logits, np.concatenate(list(truth.values())))
+        self.joints, self.bias = join(logits, labels.items[labels.places(kept)])
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """Weighted sum of the standardised logits; a member that is missing counts as its mean.
@@ -102,9 +99,8 @@ class Stack(TrainedDetector, ABC):
         """
         members = self.fitted(self.members or None, traces)
         scores = {name: member.score(traces) for name, member in members.items()}
-        lengths = next(iter(scores.values())).lengths
-        n_items = len(traces) if lengths is None else int(lengths.sum())
-        total, known = np.full(n_items, self.bias), np.zeros(n_items)
+        first = next(iter(scores.values()))
+        total, known = np.full(len(first.values), self.bias), np.zeros(len(first.values))
         all_weights = sum(joint.weight + _FLOOR for joint in self.joints.values())
         for name, of_member in scores.items():
             mean, scale, weight = self.joints[name]
@@ -113,8 +109,7 @@ class Stack(TrainedDetector, ABC):
             total += np.where(found, weight * scale * (np.where(found, logits, mean) - mean), 0.0)
             known += np.where(found, weight + _FLOOR, 0.0)
         is_known = (known > 0) & (known >= self.least_known * all_weights)
-        joined = Scores.of(np.where(is_known, total, np.nan))
-        return replace(joined, lengths=lengths)
+        return replace(Scores.of(np.where(is_known, total, np.nan)), lengths=first.lengths)
 
     def attribute(self, trace: Trace) -> Attribution | None:
         """Parts of the members, weighed as they are joined; one that is missing adds nothing."""

@@ -108,8 +108,9 @@ def training_sample(
         NotEnoughDataError: If the tokens are all of one class.
     """
     tokens, seed = labels.token_labels(card.name), config.seed
-    chosen: list[int] = np.sort(indices[labels.is_valid[indices]]).tolist()
-    values = np.concatenate([np.zeros(0, dtype=np.int64), *(tokens[index] for index in chosen)])
+    side = np.sort(indices[labels.is_valid[indices]])
+    chosen: list[int] = side.tolist()
+    values = labels.items[labels.places(side)]
     check_classes(values, card, way_out="Extract more answers with marked spans")
     sample = sample_tokens(tokens, chosen, n_most=config.max_tokens, seed=seed)
     groups = question_groups([traces[index] for index in chosen])

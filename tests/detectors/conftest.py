@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from graphhalu.detectors.gnn.detector import NetworkDetector
-from graphhalu.detectors.gnn.detectors import Graphhalu
+from graphhalu.detectors.gnn.detectors import NetworkStack
 from graphhalu.detectors.registry import DETECTORS, detector_names
 from graphhalu.testing.contracts.detectors import planted_data
 from graphhalu.traces.trace import Trace
@@ -144,7 +144,7 @@ def with_signals():
     return get
 
 
-NETWORKS = (NetworkDetector, Graphhalu)
+NETWORKS = (NetworkDetector, NetworkStack)
 SMALL_ENSEMBLE = ("sink-probe-heads", "likelihood-probe", "summaries")
 
 

@@ -124,7 +124,7 @@ class NetworkDetector(TrainedDetector):
         graphs = self._graphs(traces, layers, labels)
         used, failures = _buildable(graphs, np.sort(split.train[labels.is_valid[split.train]]))
         way_out = f"No graph: {failures[0]}" if failures else ""
-        check_classes(_items(labels, used), self.card, n_without=len(failures), way_out=way_out)
+        check_classes(labels.items[labels.places(used)], self.card, n_without=len(failures), way_out=way_out)
         self.schema = GraphSchema(
             layers=layers, **self._column_names(graphs), model_shape=describe_shape(traces[0].shape)
         )
@@ -227,7 +227,7 @@ class NetworkDetector(TrainedDetector):
         # lazy layers get their sizes here
         first = Batch.from_data_list([training[0], training[min(1, len(training) - 1)]])
         check_network(network, first, self.card.level)
-        learnt = _items(labels, used[fold.train])
+        learnt = labels.items[labels.places(used[fold.train])]
         weight = float((len(learnt) - learnt.sum()) / learnt.sum()) ** config.balance
         report = train(network, training, stopping, weight, config, log_folder=self.log_folder)
         return network, report, _batched(network, stopping)
@@ -294,7 +294,7 @@ class NetworkDetector(TrainedDetector):
             folds = inner_folds(labels.values[used], groups, every, **sizes)
         except NotEnoughDataError:
             folds = []
-        has_both = [len(np.unique(_items(labels, used[fold.train]))) > 1 for fold in folds]
+        has_both = [len(np.unique(labels.items[labels.places(used[fold.train])])) > 1 for fold in folds]
         kept = [fold for fold, is_kept in zip(folds, has_both, strict=True) if is_kept and len(fold.held_out)]
         return kept or [InnerFold(every, every)]
 
@@ -408,10 +408,3 @@ def _buildable(
         else:
             usable.append(index)
     return np.array(usable, dtype=np.int64), failures
-
-
-def _items(labels: Labels, indices: Int[np.ndarray, "side"]) -> Int[np.ndarray, "item"]:
-    """Labels of some traces, or of their answer tokens."""
-    if labels.tokens is None:
-        return labels.values[indices]
-    return np.concatenate([np.zeros(0, dtype=np.int64), *(labels.tokens[i] for i in indices)])

@@ -4,6 +4,7 @@ Edges of controls say nothing of who is attended to, or there are none.
 """
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from graphhalu.core.splits import Split
 from graphhalu.detectors.base import ChosenTraces, Compared, Detector, DetectorCard
 from graphhalu.detectors.gnn.config import QUICK, CHARMConfig, NetworkConfig, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
+from graphhalu.detectors.gnn.evidence import EvidenceConfig, TokenEvidence, TokenEvidenceNeighbours
 from graphhalu.detectors.gnn.networks import CHARM, GAT, GCN, MLP
 from graphhalu.detectors.probes import JointProbe
 from graphhalu.detectors.samples import WAY_OUT, SampleAgreement, claimed_words, has_samples, likeness
@@ -204,8 +206,50 @@ class StackConfig(NetworkConfig):
         return parts
 
 
+class NetworkStack(Stack):
+    """A stack with graph networks among its members.
+
+    Args:
+        seed: By default that of the configuration.
+        config: Settings.
+    """
+
+    quick_settings: ClassVar[Mapping[str, Any]] = QUICK
+    is_exact: ClassVar[bool] = False
+    least_known: ClassVar[float] = 0.0
+    new_field: ClassVar[str] = "joints"
+
+    log_folder: Path | None = None
+    """Where Lightning's logger writes; nothing is logged without."""
+
+    @abstractmethod
+    def unfitted(self, training: Sequence[Trace]) -> dict[str, Any]:
+        """Members that are not fitted.
+
+        Args:
+            training: Traces with a valid label.
+        """
+
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
+        """Fit every member on the training side, then join them; validation takes no part.
+
+        Raises:
+            NotEnoughDataError: If the training side lacks a class, or what the members read.
+        """
+        chosen = ChosenTraces.labelled(traces, labels, split.train)
+        members = self.unfitted(chosen)
+        for member in members.values():
+            if isinstance(member, NetworkDetector):
+                member.log_folder = self.log_folder
+            member.fit(traces, labels, split)
+        self.join_members(members, labels, np.array(chosen.indices, dtype=np.int64))
+        reports = {name: member.training_report for name, member in members.items()}
+        self.training_report = {"n_train": len(chosen), **reports, "weights": self.weights()}
+        return self
+
+
 @final
-class Graphhalu(Stack):
+class Graphhalu(NetworkStack):
     """Joint probe, graph networks and agreement of samples, joined on logits that are out of fold.
 
     Args:
@@ -215,15 +259,8 @@ class Graphhalu(Stack):
 
     card: ClassVar[DetectorCard] = DetectorCard.of("graphhalu")
     config_class: ClassVar[type[TrainedConfig]] = StackConfig
-    quick_settings: ClassVar[Mapping[str, Any]] = QUICK
-    is_exact: ClassVar[bool] = False
-    least_known: ClassVar[float] = 0.0
-    new_field: ClassVar[str] = "joints"
 
     config: StackConfig
-
-    log_folder: Path | None = None
-    """Where Lightning's logger writes; nothing is logged without."""
 
     @property
     def compares(self) -> Compared | None:
@@ -234,28 +271,16 @@ class Graphhalu(Stack):
         """As :meth:`NetworkDetector.check`."""
         self._member("graph").check(traces)
 
-    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
-        """Fit every part on the training side, then join them; validation takes no part.
+    def unfitted(self, training: Sequence[Trace]) -> dict[str, Any]:
+        """The parts that are asked for; those of samples only where a training question has some.
 
         Raises:
-            NotEnoughDataError: If the training side lacks a class, or only parts of samples are asked for
-                and there are none.
+            NotEnoughDataError: If only parts of samples are asked for and there are none.
         """
-        chosen = ChosenTraces.labelled(traces, labels, split.train)
-        kept = np.array(chosen.indices, dtype=np.int64)
-        parts = [part for part in self.config.parts if part not in OF_SAMPLES or has_samples(chosen)]
+        parts = [part for part in self.config.parts if part not in OF_SAMPLES or has_samples(training)]
         if not parts:
             raise NotEnoughDataError(f"no training question has samples\n  {WAY_OUT}")
-        members: dict[str, Any] = {}
-        for part in parts:
-            member = self._member(part)
-            if isinstance(member, NetworkDetector):
-                member.log_folder = self.log_folder
-            members[part] = member.fit(traces, labels, split)
-        self.join_members(members, labels, kept)
-        reports = {name: member.training_report for name, member in members.items()}
-        self.training_report = {"n_train": len(kept), **reports, "weights": self.weights()}
-        return self
+        return {part: self._member(part) for part in parts}
 
     @classmethod
     def member_class(cls, name: str) -> type[Detector]:
@@ -273,3 +298,31 @@ class Graphhalu(Stack):
         unasked = {"prompt_edges"} - self.config.model_fields_set
         fields = self.config.model_dump(exclude={"parts", *unasked})
         return kind(config=NetworkConfig.model_validate(fields))
+
+
+@final
+class TokenGraphhalu(NetworkStack):
+    """Networks on what tokens attend to and on their neighbours in the text, joined on logits out of fold.
+
+    Args:
+        seed: By default that of the configuration.
+        config: Settings of both.
+    """
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("token-graphhalu")
+    config_class: ClassVar[type[TrainedConfig]] = EvidenceConfig
+
+    config: EvidenceConfig
+
+    @classmethod
+    def member_class(cls, name: str) -> type[NetworkDetector]:
+        """The network of this name."""
+        return {"attention": TokenEvidence, "text": TokenEvidenceNeighbours}[name]
+
+    def check(self, traces: Sequence[Trace]) -> None:
+        """As :meth:`NetworkDetector.check`."""
+        TokenEvidence(config=self.config).check(traces)
+
+    def unfitted(self, training: Sequence[Trace]) -> dict[str, Any]:
+        """Both networks."""
+        return {name: self.member_class(name)(config=self.config) for name in ("attention", "text")}

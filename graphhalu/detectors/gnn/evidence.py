@@ -8,9 +8,8 @@ while the answer goes on.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, final
 
 import numpy as np
@@ -22,17 +21,13 @@ from torch_geometric.nn import GATv2Conv, MessagePassing, MultiAggregation
 from torch_geometric.utils import subgraph
 
 from graphhalu.core.axes import Span
-from graphhalu.core.splits import Split
-from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard
-from graphhalu.detectors.gnn.config import PRECISION, QUICK, StopBy, TokenNetworkConfig
+from graphhalu.detectors.gnn.config import PRECISION, StopBy, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.networks import equally_large_block, logit_head
-from graphhalu.detectors.saved import TrainedConfig
-from graphhalu.detectors.stack import Stack
 from graphhalu.graphs.edges import EdgeRule, GraphRecipe, TopK
 from graphhalu.graphs.nodes import WIDE
 from graphhalu.graphs.storage import OF_NODE
-from graphhalu.labels.labels import Labels, Level
+from graphhalu.labels.labels import Level
 from graphhalu.traces.trace import Trace
 
 NEIGHBOURS: Final = 8
@@ -297,51 +292,3 @@ TokenEvidenceStreaming: Final = _detector(
 TokenEvidenceAlone: Final = _detector("token-evidence-alone", network_class=EvidenceAlone)
 TokenEvidenceNeighbours: Final = _detector("token-evidence-neighbours", neighbours)
 TokenEvidenceRandom: Final = _detector("token-evidence-random", random_pairs)
-
-
-@final
-class TokenGraphhalu(Stack):
-    """Networks on what tokens attend to and on their neighbours in the text, joined on logits out of fold.
-
-    Args:
-        seed: By default that of the configuration.
-        config: Settings of both.
-    """
-
-    card: ClassVar[DetectorCard] = DetectorCard.of("token-graphhalu")
-    config_class: ClassVar[type[TrainedConfig]] = EvidenceConfig
-    quick_settings: ClassVar[Mapping[str, Any]] = QUICK
-    is_exact: ClassVar[bool] = False
-    least_known: ClassVar[float] = 0.0
-    new_field: ClassVar[str] = "joints"
-
-    config: EvidenceConfig
-
-    log_folder: Path | None = None
-    """Where Lightning's logger writes; nothing is logged without."""
-
-    @classmethod
-    def member_class(cls, name: str) -> type[NetworkDetector]:
-        """The network of this name."""
-        return {"attention": TokenEvidence, "text": TokenEvidenceNeighbours}[name]
-
-    def check(self, traces: Sequence[Trace]) -> None:
-        """As :meth:`NetworkDetector.check`."""
-        TokenEvidence(config=self.config).check(traces)
-
-    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
-        """Fit both networks on the training side, then join them; validation takes no part.
-
-        Raises:
-            NotEnoughDataError: If the training side lacks a class.
-        """
-        members = {}
-        for name in ("attention", "text"):
-            members[name] = self.member_class(name)(config=self.config)
-            members[name].log_folder = self.log_folder
-            members[name].fit(traces, labels, split)
-        kept = np.array(ChosenTraces.labelled(traces, labels, split.train).indices, dtype=np.int64)
-        self.join_members(members, labels, kept)
-        reports = {name: member.training_report for name, member in members.items()}
-        self.training_report = {"n_train": len(kept), **reports, "weights": self.weights()}
-        return self
